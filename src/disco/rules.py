@@ -1,0 +1,94 @@
+"""Update rules: pure functions from (gradient, state, hyper-parameters) to a direction, and the one step they share,
+
+    W <- (1 - lr weight_decay) W - lr scale direction.
+
+Directions: ``lmo`` (Scion, Muon) and ``adamw``. A learning rate may be a number, or a tensor that broadcasts over the
+leading (batch) dimensions of the parameter, such as one rate for each run of a cohort.
+``momentum`` is the weight that stays on the OLD buffer: M <- momentum M + (1 - momentum) G; 0 is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from disco.norms import OperatorNorm
+
+Rule = Literal["lmo", "adamw"]
+State = dict[str, Tensor]
+
+SIZE_FACTORS: dict[str, Callable[[int, int], float]] = {
+    "spectral": lambda d_out, d_in: math.sqrt(d_out / d_in),  # Scion; Bernstein & Newhouse 2024
+    "max_spectral": lambda d_out, d_in: math.sqrt(max(1.0, d_out / d_in)),  # Muon, Jordan et al. 2024
+    "match_adamw_rms": lambda d_out, d_in: 0.2 * math.sqrt(max(d_out, d_in)),  # Moonlight, arXiv:2502.16982
+    "unit": lambda d_out, d_in: 1.0,
+}
+"""Named sizes of an orthogonalised update, which replace the factor sqrt(d_out / d_in) of the norm rms_to_rms."""
+
+
+def lmo_state(param: Tensor, *, momentum: float) -> State:
+    """What ``lmo`` remembers of one parameter: nothing without momentum."""
+    return {"momentum": torch.zeros_like(param)} if momentum else {}
+
+
+def lmo(gradient: Tensor, state: State, *, norm: OperatorNorm, momentum: float, nesterov: bool = False) -> Tensor:
+    """The norm's steepest step for the momentum buffer, which is updated in place (arXiv:2502.07529, algorithm 1).
+
+    Nesterov: the step for momentum M + (1 - momentum) G with the updated M.
+    """
+    if not momentum:
+        return norm.lmo(gradient)
+    buffer = state["momentum"].lerp_(gradient.to(state["momentum"].dtype), 1 - momentum)
+    return norm.lmo(buffer.lerp(gradient.to(buffer.dtype), 1 - momentum) if nesterov else buffer)
+
+
+def adamw_state(param: Tensor) -> State:
+    """First and second moment of one parameter, and the number of steps taken."""
+    return {
+        "first": torch.zeros_like(param),
+        "second": torch.zeros_like(param),
+        "step": torch.zeros((), device=param.device),
+    }
+
+
+def adamw(gradient: Tensor, state: State, *, betas: tuple[float, float], eps: float) -> Tensor:
+    """Adam's bias-corrected direction (Kingma & Ba, arXiv:1412.6980; decay is decoupled, arXiv:1711.05101)."""
+    beta1, beta2 = betas
+    step = state["step"].add_(1)
+    first = state["first"].lerp_(gradient, 1 - beta1)
+    second = state["second"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    return (first / (1 - beta1**step)) / ((second / (1 - beta2**step)).sqrt() + eps)
+
+
+def apply_(param: Tensor, direction: Tensor, *, lr: float | Tensor, weight_decay: float, scale: float) -> None:
+    """W <- (1 - lr weight_decay) W - lr scale direction, in place."""
+    if isinstance(lr, Tensor):
+        lr = lr.to(param).reshape(lr.shape + (1,) * (param.ndim - lr.ndim))
+        if weight_decay:
+            param.mul_(1 - lr * weight_decay)
+        param.sub_(direction * (lr * scale))
+    else:
+        if weight_decay:
+            param.mul_(1 - lr * weight_decay)
+        param.add_(direction.to(param.dtype), alpha=-lr * scale)
+
+
+def scale_factor(scale: float | str, norm: OperatorNorm, shape: torch.Size) -> float:
+    """Multiplier of the LMO: ``scale`` itself, or the one that turns the norm's size factor into a named one.
+
+    Raises:
+        ValueError: unknown name, or a name with a norm other than rms_to_rms.
+    """
+    if not isinstance(scale, str):
+        return float(scale)
+    if scale not in SIZE_FACTORS or norm.name != "rms_to_rms":
+        raise ValueError(
+            f"scale must be a number or, for the norm rms_to_rms, one of {', '.join(SIZE_FACTORS)}; "
+            f"got {scale!r} with the norm {norm.name}"
+        )
+    d_out, d_in = shape[-2:] if norm.layout == "out_in" else shape[-2:][::-1]
+    return SIZE_FACTORS[scale](d_out, d_in) / SIZE_FACTORS["spectral"](d_out, d_in)

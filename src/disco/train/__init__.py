@@ -1,0 +1,1 @@
+"""The trainer: configuration, model, data, schedule, one loop, exact resume."""

@@ -1,0 +1,54 @@
+"""Checkpoints for exact resume: written whole or not at all, read without unpickling code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from disco.errors import UserError
+
+LATEST = "latest.pt"
+
+
+def path_at(folder: Path, tokens: int) -> Path:
+    """The kept checkpoint of the horizon ``tokens`` in a run's checkpoint folder."""
+    return folder / f"{tokens}.pt"
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Replaces ``path`` by ``content`` (tensors, numbers, text, and containers of them) in one step, durably.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write the checkpoint {path}: {error.strerror}; is the disk full?") from error
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """What ``save`` wrote, or None if there is no such file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return content
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for damaged files
+        raise UserError(
+            f"the checkpoint {path} is damaged ({type(error).__name__}); delete it to start the run over"
+        ) from error

@@ -1,0 +1,131 @@
+"""What param_groups decides, for the module types people have, and what init_ leaves."""
+
+from typing import Any
+
+import pytest
+import torch
+from disco import init_, norm, param_groups
+from disco.groups import ParamGroups, clean_name
+from torch import nn
+
+
+class Conv1D(nn.Module):
+    """Stores its weight in x out, as the Conv1D of GPT-2 does."""
+
+    def __init__(self, d_out: int, d_in: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(d_in, d_out)), nn.Parameter(torch.ones(d_out))
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.ones(3, 8, 4))
+
+
+class Toy(nn.Module):
+    def __init__(self, tied: bool = False, head: str = "unknown") -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 4)
+        self.norm = nn.LayerNorm(4)
+        self.mix = Conv1D(6, 4)
+        self.up = nn.Linear(4, 11, bias=False)  # as wide as the vocabulary, but not the output if a name says so
+        self.experts = Experts()
+        self.add_module(head, nn.Linear(4, 11, bias=False))
+        if tied:
+            self.get_submodule(head).weight = self.embed.weight
+
+
+def decided(groups: ParamGroups) -> dict[str, tuple[str, str, str, int]]:
+    return {d.name: (d.group, d.norm, d.layout, d.batch_dims) for d in groups.decisions}
+
+
+def test_decisions_by_module_type() -> None:
+    groups = param_groups(Toy(head="lm_head"), lr=0.5, ratios={"hidden": 1 / 8})
+    assert decided(groups) == {
+        "embed.weight": ("input", "one_to_rms", "in_out", 0),
+        "norm.weight": ("vector", "rms", "out_in", 0),
+        "norm.bias": ("vector", "rms", "out_in", 0),
+        "mix.weight": ("hidden", "rms_to_rms", "in_out", 0),
+        "mix.bias": ("vector", "rms", "out_in", 0),
+        "up.weight": ("hidden", "rms_to_rms", "out_in", 0),
+        "experts.up": ("hidden", "rms_to_rms", "out_in", 1),
+        "lm_head.weight": ("output", "rms_to_inf", "out_in", 0),
+    }
+    assert {g["group"]: g["lr"] for g in groups} == {"input": 0.5, "vector": 0.5, "hidden": 0.0625, "output": 0.5}
+    assert groups.layers()["hidden"] == ["mix", "up", "experts.up"]
+
+
+def test_output_by_shape_when_no_name_tells() -> None:
+    assert decided(param_groups(Toy()))["unknown.weight"][0] == "output"
+    assert decided(param_groups(Toy()))["up.weight"][0] == "hidden"
+
+
+def test_tied_embedding_belongs_to_the_output_with_a_notice() -> None:
+    groups = param_groups(Toy(tied=True, head="lm_head"))
+    assert decided(groups)["embed.weight"] == ("output", "rms_to_inf", "out_in", 0)
+    assert "lm_head.weight" not in decided(groups)
+    assert "tied to the input embedding" in groups.describe()
+
+
+def test_convolutions_and_a_classifier() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 4, 2), nn.Flatten(), nn.Linear(16, 10))
+    got = decided(param_groups(model))
+    assert got["0.weight"] == ("hidden", "conv", "out_in", 0)
+    assert got["1.weight"] == ("hidden", "conv", "in_out", 0)
+    assert got["3.weight"] == ("output", "rms_to_inf", "out_in", 0)
+
+
+def test_overrides_win_and_say_so() -> None:
+    groups = param_groups(
+        Toy(head="lm_head"),
+        lr=1.0,
+        overrides={"up.*": {"group": "output", "norm": "one_to_inf", "ratio": 0.25, "momentum": 0.5}},
+    )
+    up = next(g for g in groups if "up.weight" in g["names"])
+    assert (up["group"], up["norm"], up["lr"], up["momentum"]) == ("output", "one_to_inf", 0.25, 0.5)
+    line = next(line for line in groups.describe().splitlines() if line.startswith("up.weight"))
+    assert line.split()[1:4] == ["output", "one_to_inf", "out_in"]
+    assert "override 'up.*'" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ratios": {"body": 1.0}}, "unknown layer group 'body'"),
+        ({"overrides": {"nothing.*": {"norm": "rms"}}}, "'nothing.\\*' matches no parameter"),
+        ({"overrides": {"up.weight": {"norm": "rms"}}}, "parameter up.weight: norm rms is for a vector"),
+        ({"overrides": {"up.weight": {"group": "middle"}}}, "unknown layer group 'middle'"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        param_groups(Toy(), **arguments)
+
+
+def test_frozen_parameters_are_left_out_and_an_empty_model_is_an_error() -> None:
+    model = nn.Linear(3, 3, bias=False)
+    model.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="Linear has no trainable parameters"):
+        param_groups(model)
+
+
+def test_wrapper_prefixes_are_stripped() -> None:
+    assert clean_name("module._orig_mod.layers.0._checkpoint_wrapped_module.wq.weight") == "layers.0.wq.weight"
+    assert clean_name("_orig_mod.module.wq.weight") == "wq.weight"
+    assert clean_name("my_module.submodule.weight") == "my_module.submodule.weight"
+    compiled = torch.compile(nn.Sequential(nn.Linear(3, 3)))
+    assert [d.name for d in param_groups(compiled).decisions] == ["0.weight", "0.bias"]
+
+
+def test_init_gives_norm_one_and_scaled_exceptions() -> None:
+    model = Toy(head="lm_head")
+    init_(model, {"up.weight": 0.5}, generator=torch.Generator().manual_seed(0))
+    for d in param_groups(model).decisions:
+        values = norm(d.norm, layout=d.layout, batch_dims=d.batch_dims).value(d.param, exact=True)
+        expected = 0.0 if d.name.endswith("bias") else 0.5 if d.name == "up.weight" else 1.0
+        torch.testing.assert_close(values, torch.full_like(values, expected), rtol=1e-5, atol=0)
+    again = init_(Toy(head="lm_head"), {"up.weight": 0.5}, generator=torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    with pytest.raises(ValueError, match="does not have: down.weight"):
+        init_(model, {"down.weight": 0.5})
