@@ -58,3 +58,18 @@ def _acquire(descriptor: int, path: Path, deadline: float) -> None:
             holder = os.pread(descriptor, 20, 0).decode().strip() or "unknown"
             raise BusyError(f"{path.parent} is in use by process {holder}; wait for it or stop it")
         time.sleep(0.05)
+
+
+def holder(path: Path) -> int | None:
+    """Process id of who holds the lock ``path``, None if nobody does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return int(os.pread(descriptor, 20, 0) or -1)
+    finally:
+        os.close(descriptor)

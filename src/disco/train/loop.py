@@ -182,9 +182,16 @@ class _Run:
                 self._save(self.checkpoints / checkpoint.LATEST)
                 saved_at = time.monotonic()
             if progress is not None:
-                progress(state.step, state.step * config.batch)
+                self._report(progress)
         self._finish(Outcome.FINISHED)
         return Outcome.FINISHED
+
+    def _report(self, progress: Progress) -> None:
+        try:
+            progress(self.state.step, self.state.step * self.config.batch)
+        except BaseException:  # told to stop: keep what was trained
+            self._save(self.checkpoints / checkpoint.LATEST)
+            raise
 
     def _step(self) -> float:
         config, state = self.config, self.state
@@ -234,7 +241,7 @@ class _Run:
         rows = max(1, VALID_CHUNK // self.config.model.context)
         total = 0.0
         for chunk, target in zip(tokens.split(rows), targets.split(rows), strict=True):
-            total += float(self.model.loss(chunk.long(), target.long())) * len(chunk)
+            total += float(self.model.loss(chunk, target)) * len(chunk)
         return total / len(tokens)
 
     def _tensors(self, *arrays: Any) -> list[Tensor]:

@@ -1,0 +1,238 @@
+"""The command ``disco``: arguments in, one call, a table or JSON out. Every import of weight is inside its command."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+try:
+    import tyro
+except ModuleNotFoundError:
+    raise SystemExit("disco: error: the command line needs the extra 'lab': pip install 'disco-scion[lab]'") from None
+
+from disco.errors import UserError
+from disco.train.config import number
+
+app = tyro.extras.SubcommandApp()
+sweep_app = tyro.extras.SubcommandApp()
+runs_app = tyro.extras.SubcommandApp()
+
+
+File = tyro.conf.Positional[Path]
+Files = tyro.conf.Positional[tuple[Path, ...]]
+Number = Annotated[str, tyro.conf.arg(metavar="NUMBER")]
+Output = tyro.conf.arg(aliases=["-o"])
+Json = Annotated[bool, tyro.conf.arg(name="json", help="JSON instead of a table.")]
+
+
+def _command(parent: tyro.extras.SubcommandApp, name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Registers a command so that parsing it gives a call to make, rather than making it while tyro parses."""
+
+    def register(function: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(function)
+        def later(*args: Any, **kwargs: Any) -> Callable[[], int]:
+            return functools.partial(function, *args, **kwargs)
+
+        parent.command(name=name)(later)
+        return function
+
+    return register
+
+
+@_command(app, "train")
+def train(
+    config: File,
+    *,
+    set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.arg(metavar="KEY=VALUE"), tyro.conf.UseAppendAction] = (),
+    out: Path = Path("runs"),
+    as_json: Json = False,
+) -> int:
+    """Train one run; the same command continues it.
+
+    Args:
+        config: TOML file with the keys of TrainConfig.
+        set: Settings in place of the file's, such as optimizer.lr=2^-5.
+        out: Folder of run records.
+    """
+    from disco.cli import _train
+
+    return _train.train(config, [item for group in set for item in group], out, as_json)
+
+
+@_command(sweep_app, "run")
+def sweep_run(
+    study: File,
+    *,
+    out: Path | None = None,
+    workers: int | None = None,
+    dry_run: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Train every run of a study that is not done yet; the same command continues a sweep that was stopped.
+
+    Args:
+        study: TOML file; its format is described in disco.sweep.study.
+        out: Folder of run records; runs/NAME for the study NAME if not given.
+        workers: Processes, one thread each; one per core if not given.
+        dry_run: Show the plan and stop.
+    """
+    from disco.cli import _sweep
+
+    return _sweep.run(study, out, workers, dry_run, as_json)
+
+
+@_command(sweep_app, "status")
+def sweep_status(out: File, *, as_json: Json = False) -> int:
+    """Show which runs of a sweep are done, running, or left to do.
+
+    Args:
+        out: Folder of the sweep's run records.
+    """
+    from disco.cli import _sweep
+
+    return _sweep.status(out, as_json)
+
+
+@_command(app, "fit")
+def fit(runs: Files, *, output: Annotated[Path, Output] = Path("fit.json"), as_json: Json = False) -> int:
+    """Fit the optimal learning rate, batch size and norm, and their scaling rules, to finished runs.
+
+    Args:
+        runs: Folders of run records.
+        output: File to write the fit to.
+    """
+    from disco.cli import _fit
+
+    return _fit.fit(runs, output, as_json)
+
+
+@_command(app, "plan")
+def plan(
+    fit: File,
+    *,
+    tokens: Number,
+    batch: Number | None = None,
+    model: str | None = None,
+    family: str | None = None,
+    as_json: Json = False,
+) -> int:
+    """Recommend a learning rate and a batch size for a longer run.
+
+    Args:
+        fit: What `disco fit` wrote.
+        tokens: Horizon of the run, such as 1e9 or 2^30.
+        batch: Tokens per step, if that is decided already.
+        model: Model of the study to plan from, such as d64-L2; the largest if not given.
+        family: Settings of the study to plan from; those with the lowest loss if not given.
+    """
+    from disco.cli import _fit
+
+    whole = round(number(tokens, "--tokens"))
+    return _fit.plan(fit, whole, round(number(batch, "--batch")) if batch else None, model, family, as_json)
+
+
+@_command(app, "report")
+def report(runs: Files, *, output: Annotated[Path, Output] = Path("report.html"), as_json: Json = False) -> int:
+    """Write one self-contained page with figures of the runs and the fit.
+
+    Args:
+        runs: Folders of run records.
+        output: HTML file to write.
+    """
+    from disco.cli import _fit
+
+    return _fit.report(runs, output, as_json)
+
+
+@_command(runs_app, "ls")
+def runs_ls(runs: Files, *, as_json: Json = False) -> int:
+    """List runs.
+
+    Args:
+        runs: Folders of run records.
+    """
+    from disco.cli import _runs
+
+    return _runs.ls(runs, as_json)
+
+
+@_command(runs_app, "show")
+def runs_show(run: File, *, as_json: Json = False) -> int:
+    """Show one run: configuration, outcome, last measurements.
+
+    Args:
+        run: Folder of the run; the first characters of its name are enough.
+    """
+    from disco.cli import _runs
+
+    return _runs.show(run, as_json)
+
+
+@_command(app, "demo")
+def demo(
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    out: Path = Path("demo"),
+    workers: int | None = None,
+) -> int:
+    """Answer the question on the embedded text: sweep, fit, plan and report, in about ten minutes on two cores.
+
+    Args:
+        quick: A smaller sweep, in about a minute.
+        seed: Seed of weights and data order.
+        out: Folder for records and report.
+        workers: Processes, one thread each; one per core if not given.
+    """
+    from disco import demo
+
+    demo.run(quick=quick, seed=seed, out=out, workers=workers)
+    return 0
+
+
+app.command(sweep_app, name="sweep", help="Train the runs of a study, or see how far they are.")
+app.command(runs_app, name="runs", help="List run records, or show one.")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code: 2 for bad input, 128 + the signal after an interruption."""
+    try:
+        return _parse(args)()
+    except UserError as error:
+        print(f"disco: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("disco: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # of `disco ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _parse(args: Sequence[str] | None) -> Callable[[], int]:
+    """The call that the arguments ask for.
+
+    Raises:
+        UserError: the arguments are wrong; tyro's box of several lines, as one line.
+    """
+    settings = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+    about = "Which learning rate and batch size for the run that is too big to sweep?"
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            call: Callable[[], int] = app.cli(prog="disco", description=about, args=args, config=settings)
+            return call
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        lines = [line.strip("│ ") for line in box.getvalue().splitlines() if line[:1] not in "╭╰"]
+        parts = [part.strip(" .") for part in re.split("─+", " ".join(lines))]
+        told = [part for part in parts if part and "helptext" not in part]
+        raise UserError("; ".join([*told, "see disco --help"])) from None

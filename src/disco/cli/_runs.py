@@ -1,0 +1,104 @@
+"""``disco runs ls`` and ``disco runs show``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from disco.cli import _show
+from disco.errors import UserError
+from disco.runs.reader import Run, read_runs
+from disco.runs.schema import CONFIG, Metric
+from disco.runs.table import families
+from disco.runs.units import short
+
+
+def ls(paths: Sequence[Path], as_json: bool) -> int:
+    """Lists runs, one row each."""
+    found = read_runs(*paths)
+    _show.warn(found.problems)
+    rows = [_summary(run, family) for run, family in zip(found.runs, families(found.runs), strict=True)]
+    if as_json:
+        _show.document({"runs": rows, "problems": found.problems})
+        return 0
+    _show.table(
+        [
+            {
+                "run": row["run"],
+                "model": row["model"],
+                "family": row["family"],
+                "batch": _show.as_power(row["batch"]),
+                "lr": _show.as_power(row["lr"]),
+                "seed": str(row["seed"]),
+                "tokens": short(row["tokens"]),
+                "of": short(row["horizon"]),
+                "loss": _show.fixed(row["loss"]),
+                "output norm": _show.as_power(row["output_norm"]),
+                "outcome": row["outcome"] or "unfinished",
+            }
+            for row in rows
+        ]
+    )
+    return 0
+
+
+def _summary(run: Run, family: str) -> dict[str, Any]:
+    model = run.config["model"]
+    return {
+        "run": run.id,
+        "model": f"d{model['width']}-L{model['depth']}",
+        "family": family,
+        "batch": run.config["batch"],
+        "lr": run.config["optimizer"]["lr"],
+        "seed": run.config["seed"],
+        "tokens": run.tokens,
+        "horizon": run.config["horizon"],
+        "loss": _last(run.column(Metric.LOSS_VALID)),
+        "output_norm": _last(run.norm("output", "rms_to_inf")),
+        "outcome": str(run.outcome) if run.outcome else None,
+        "reason": (run.summary or {}).get("reason") or None,
+    }
+
+
+def show(path: Path, as_json: bool) -> int:
+    """Shows one run."""
+    found = read_runs(_folder(path))
+    _show.warn(found.problems)
+    if len(found.runs) > 1:
+        raise UserError(f"{path} holds {len(found.runs)} runs; name one of them, or use: disco runs ls {path}")
+    run = found.runs[0]
+    last = {key: _last(values) for key, values in run.metrics.items()}
+    if as_json:
+        _show.document(
+            {
+                "id": run.id, "folder": run.folder, "parameters": run.parameters, "groups": run.groups,
+                "config": run.config, "summary": run.summary, "last": last, "problems": found.problems,
+            }
+        )  # fmt: skip
+        return 0
+    facts = _summary(run, families([run])[0]) | {"parameters": f"{run.parameters:,}", "folder": str(run.folder)}
+    facts |= {"batch": _show.as_power(facts["batch"]), "lr": _show.as_power(facts["lr"])}
+    facts |= {"loss": _show.fixed(facts["loss"]), "output_norm": _show.as_power(facts["output_norm"])}
+    _show.table([{"": key, "value": "-" if value is None else str(value)} for key, value in facts.items()])
+    _show.table([{"last measured": key, "value": f"{value:.6g}"} for key, value in sorted(last.items())])
+    return 0
+
+
+def _folder(path: Path) -> Path:
+    """The run folder that ``path`` names, perhaps by the first characters of its id."""
+    if path.exists() or not path.name:
+        return path
+    found = [folder for folder in path.parent.glob(f"{path.name}*") if (folder / CONFIG).is_file()]
+    if len(found) > 1:
+        raise UserError(f"{path} is the beginning of {len(found)} runs; give more characters")
+    return found[0] if found else path
+
+
+def _last(values: np.ndarray[Any, Any]) -> float:
+    """The last value that was measured; NaN if none was."""
+    known = values[np.isfinite(values)]
+    return float(known[-1]) if known.size else math.nan

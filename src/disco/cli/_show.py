@@ -1,0 +1,69 @@
+"""How commands print: tables through rich, JSON without NaN."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from disco.runs.units import power
+
+
+def as_power(value: float | None) -> str:
+    """A positive number as a power of two; a dash where it is unknown."""
+    return power(value) if value is not None and math.isfinite(value) and value > 0 else "-"
+
+
+def octaves(value: float) -> str:
+    """A log2 as a power of two; a dash where it is unknown."""
+    return f"2^{value:.2f}" if math.isfinite(value) else "-"
+
+
+def fixed(value: float | None) -> str:
+    """A loss; a dash where it is unknown."""
+    return f"{value:.4f}" if value is not None and math.isfinite(value) else "-"
+
+
+def table(rows: Sequence[Mapping[str, str]], title: str = "") -> None:
+    """Prints rows that share their keys; columns that are empty in all rows are left out."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = [key for key in (rows[0] if rows else ()) if any(row[key] for row in rows)]
+    grid = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for column in columns:
+        grid.add_column(column, no_wrap=column not in ("family", "also"), overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(row[column]) for column in columns))
+    console = Console()
+    # In a file or a pipe lines are as long as they need to be: they are for grep.
+    console.print(grid, width=None if console.is_terminal else max(80, console.measure(grid).maximum))
+
+
+def document(content: Any) -> None:
+    """Prints JSON; a number that is not finite becomes null."""
+    print(json.dumps(plain(content), indent=1, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """JSON types: no NaN, no tuples, no paths."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def warn(lines: Iterable[str], most: int = 10) -> None:
+    """Prints warnings on stderr, not more than ``most``."""
+    lines = list(lines)
+    for line in lines[:most]:
+        print(f"disco: warning: {line}", file=sys.stderr)
+    if len(lines) > most:
+        print(f"disco: warning: and {len(lines) - most} more like these", file=sys.stderr)

@@ -1,0 +1,181 @@
+"""Optima, rules and a plan as text tables; the page uses the same rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import StringIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from disco.fit import Cell, PowerLaw, Rule, StudyFit
+from disco.guide import Estimate, Plan
+
+FLAGS = {
+    "edge-low": "at the lower edge",
+    "edge-high": "at the upper edge",
+    "flat": "flat",
+    "few-points": "too few rates",
+    "no-minimum": "no minimum",
+    "one-batch": "one batch only",
+}
+"""What a flag means to a reader."""
+INTERVALS = "In brackets: 90% intervals."
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table before it is drawn: headers and rows of text, the first ``left`` columns aligned left."""
+
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: int = 1
+
+
+def power(log2: float, digits: int = 2) -> str:
+    """2^-5.5 from -5.5; a dash where there is no number."""
+    return f"2^{log2:.{digits}f}".rstrip("0").rstrip(".") if math.isfinite(log2) else "–"
+
+
+def power_range(log2: float, interval: tuple[float, float] | None, digits: int = 2) -> str:
+    """2^-5.52 [-5.7, -5.3]; without an interval the power alone."""
+    if interval is None or not math.isfinite(log2):
+        return power(log2, digits)
+    return f"{power(log2, digits)} [{interval[0]:.1f}, {interval[1]:.1f}]"
+
+
+def error_digits(value: float, error: float) -> str:
+    """0.619(51): two digits of the standard error, in units of the last digit of the value."""
+    if not math.isfinite(error) or error <= 0:
+        return f"{value:.3g}"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    if error >= 1:
+        return f"{value:.2f}({error:.2f})"
+    return f"{value:.{digits}f}({round(error * 10**digits):d})"
+
+
+def flags(names: Sequence[str], what: str = "") -> str:
+    """Flags in words: "batch at the upper edge, flat"."""
+    return ", ".join(f"{what} {FLAGS[name]}".strip() if "edge" in name else FLAGS.get(name, name) for name in names)
+
+
+def optima(fit: StudyFit) -> Sheet:
+    """One row per model and number of tokens: the best batch of the grid and the optimum there."""
+    rows = []
+    for item in fit.horizons:
+        cell = fit.cell(item.family, item.model, item.batch, item.tokens)
+        assert cell is not None
+        notes = [flags([name for name in item.flags if name != "no-optimum"], "batch"), flags(cell.lr.flags, "rate")]
+        named = (item.model, item.family) if len(fit.studies) > 1 else ()
+        rows.append((*named, *_cell(cell), ", ".join(note for note in notes if note) or "ok"))
+    named = ("model", "family") if len(fit.studies) > 1 else ()
+    headers = ("tokens", "best batch", "learning rate", "norm", "norm (paper)", "loss", "notes")
+    return Sheet((*named, *headers), tuple(rows), left=len(named))
+
+
+def cells(fit: StudyFit, family: str, model: str) -> Sheet:
+    """One row per batch and number of tokens of one model."""
+    rows = tuple((*_cell(cell), flags(cell.lr.flags, "rate") or "ok") for cell in fit.of(family, model)[0])
+    return Sheet(("tokens", "batch", "learning rate", "norm", "norm (paper)", "loss", "notes"), rows, left=0)
+
+
+def _cell(cell: Cell) -> tuple[str, ...]:
+    norm, paper = cell.norm, cell.paper
+    if cell.usable and cell.lr.y_interval:
+        half = (cell.lr.y_interval[1] - cell.lr.y_interval[0]) / 2
+        loss = f"{cell.loss:.3f} ±{half:.3f}"
+    else:
+        loss = f"{cell.loss:.3f}" if math.isfinite(cell.loss) else "–"
+    return (
+        power(math.log2(cell.tokens)),
+        power(math.log2(cell.batch)),
+        power_range(cell.lr.x, cell.lr.interval) if cell.usable else "–",
+        power_range(norm.x, norm.interval) if norm and norm.usable else "–",
+        power(paper.x) if paper and paper.usable else "–",
+        loss,
+    )
+
+
+def formula(law: PowerLaw, target: str) -> str:
+    """log2 lr = 0.619(51) log2 batch - 0.558(45) log2 tokens + 9.75(1.60), R2 0.923."""
+    terms = [f"{error_digits(value, law.standard_errors[name])} log2 {name}" for name, value in law.exponents.items()]
+    terms.append(error_digits(law.intercept, law.intercept_error))
+    text = " + ".join(terms).replace("+ -", "- ")
+    return f"log2 {target} = {text}, R2 {law.r2:.3f}"
+
+
+def rules(fit: StudyFit, family: str, model: str) -> Sheet:
+    """One row per rule of one model, with the reason where there is none."""
+    mine = [rule for rule in fit.rules if (rule.family, rule.model) == (family, model)]
+    rows = [(rule.name, rule.recipe, _rule(rule), str(rule.n), str(rule.left_out)) for rule in mine]
+    return Sheet(("rule", "optima by", "fit", "optima", "left out"), tuple(rows), left=3)
+
+
+def _rule(rule: Rule) -> str:
+    if rule.law is None:
+        return rule.reason
+    target = rule.name.removeprefix("first-hit ").split("(")[0]
+    notes = [text for text in (rule.condition, *rule.law.warnings) if text]
+    return formula(rule.law, target) + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def recommendation(plan: Plan) -> Sheet:
+    """A plan as three rows: batch, learning rate, norm."""
+    rows = (
+        ("batch (tokens)", *_estimate(plan.batch)),
+        ("learning rate", *_estimate(plan.lr)),
+        ("output norm at the end", *_estimate(plan.norm)),
+    )
+    return Sheet(("", "value", "90% interval", "from", "because"), rows, left=5)
+
+
+def _estimate(number: Estimate) -> tuple[str, ...]:
+    value = "cannot say"
+    if math.isfinite(number.value):
+        value = f"{power(math.log2(number.value))} ({number.value:,.4g})"
+        if number.value >= 1000:
+            value = f"{power(math.log2(number.value))} ({number.value:,.0f})"
+    interval = "–"
+    if number.interval:
+        interval = f"{power(math.log2(number.interval[0]))} to {power(math.log2(number.interval[1]))}"
+    return value, interval, number.source, number.why
+
+
+def render_optima(fit: StudyFit, width: int = 110) -> str:
+    """The optima of a fit as text, with what a reader must know under them."""
+    notes = "".join(f"  note: {note}\n" for note in fit.warnings)
+    return f"{_text(optima(fit), width)}  {INTERVALS}\n{notes}"
+
+
+def render_rules(fit: StudyFit, width: int = 110) -> str:
+    """The rules of every model as text."""
+    parts = (f"{' '.join(filter(None, reversed(s)))}\n{_text(rules(fit, *s), width)}" for s in fit.studies)
+    return "\n".join(parts)
+
+
+def render_plan(plan: Plan, width: int = 110) -> str:
+    """A plan as text."""
+    title = f"  {plan.model} {plan.family}".rstrip() + f": {plan.tokens:,} tokens ({power(math.log2(plan.tokens))})"
+    notes = "".join(f"  note: {note}\n" for note in plan.warnings)
+    return f"{title}\n{_text(recommendation(plan), width)}{notes}"
+
+
+def _text(sheet: Sheet, width: int) -> str:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for index, header in enumerate(sheet.headers):
+        words = index < sheet.left or header == "notes"
+        table.add_column(header, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    for row in sheet.rows:
+        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+    console = Console(file=StringIO(), width=width, color_system=None)
+    console.print(table)
+    assert isinstance(console.file, StringIO)
+    return "\n".join(_trimmed(console.file.getvalue())) + "\n"
+
+
+def _trimmed(text: str) -> Iterator[str]:
+    """Lines without trailing blanks and empty ones at the ends."""
+    return (line.rstrip() for line in text.strip("\n").splitlines())

@@ -1,0 +1,238 @@
+"""Records as polars tables: one row per run and horizon for fits, one row per evaluation for plots. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from disco.runs.reader import Array, Run
+from disco.runs.schema import Metric, Outcome
+from disco.runs.units import power
+
+WINDOW = 64
+"""The evaluations of a horizon of s steps are at s, s - d and s - 2d, with d = max(1, s // 64)."""
+
+DEFAULTS: Mapping[str, Any] = {
+    "optimizer.momentum": 0.0,
+    "optimizer.nesterov": False,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.orthogonalize": "newton_schulz",
+    "schedule.warmup": 0,
+    "schedule.decay": 0.0,
+    "model.placement": "everywhere",
+    "model.residual": "identity",
+    "model.depth_init": "total",
+}
+"""What a family's name leaves out (the defaults of ``train.config``)."""
+
+WHERE_VARIED = (
+    "model.head_size", "model.kv_heads", "model.ffn_width", "model.context", "model.rope_theta", "model.norm_eps",
+    "data.digest", "data.valid_tokens", "compile",
+)  # fmt: skip
+"""What a family's name mentions only if the runs at hand differ in it."""
+
+
+def cells(runs: Sequence[Run], loss: str = Metric.LOSS_VALID) -> pl.DataFrame:
+    """One row per run and horizon D that it reached, or did not reach because it diverged.
+
+    Horizons are the run's own and, at a constant rate, the powers of two that it was evaluated at. Columns:
+
+    * run, model, width, depth, parameters, optimizer, family, ratio_input, ratio_hidden, ratio_output, seed, batch, lr;
+    * tokens (D), step, path: at the horizon itself;
+    * loss: mean over the (up to three) evaluations of the horizon's trailing window, sigma: their standard deviation,
+      points: how many; loss_start: held-out loss at step 0 (a decay branch has its parent's);
+    * norm/<group>/<norm>: largest of the group's layers, geometric mean over the window;
+    * diverged: true in rows without a loss, which bound the grid of learning rates.
+
+    Missing values are null.
+    """
+    starts = {run.id: _at(run, Metric.LOSS_VALID, [0]) for run in runs}
+    rows = []
+    for run, name in zip(runs, families(runs), strict=True):
+        head = _head(run, name)
+        start = starts[run.id] if starts[run.id].size else starts.get(run.config.get("parent") or "", np.empty(0))
+        head["loss_start"] = float(start[0]) if start.size else None
+        norms = _group_norms(run)
+        for tokens in horizons(run):
+            row = _cell(run, tokens, loss, norms)
+            if row or diverged(run):
+                rows.append(head | {"tokens": tokens, "diverged": not row} | row)
+    return _frame(rows)
+
+
+def curves(runs: Sequence[Run]) -> pl.DataFrame:
+    """One row per evaluation of every run: step, tokens, path; loss_train, loss_valid and norm/<group>/<norm>."""
+    parts = []
+    for run, family in zip(runs, families(runs), strict=True):
+        measured = {
+            "step": Metric.STEP,
+            "tokens": Metric.TOKENS,
+            "path": Metric.PATH,
+            "loss_train": Metric.LOSS_TRAIN,
+            "loss_valid": Metric.LOSS_VALID,
+        }
+        columns = {name: run.column(key) for name, key in measured.items()} | _group_norms(run)
+        head = _head(run, family)
+        part = pl.DataFrame(columns, nan_to_null=True)
+        keys = ("run", "model", "family", "batch", "lr", "seed")
+        part = part.with_columns(pl.col("step", "tokens").cast(pl.Int64), *(pl.lit(head[k]).alias(k) for k in keys))
+        parts.append(part.select(*keys, pl.exclude(*keys)))
+    return pl.concat(parts, how="diagonal_relaxed") if parts else pl.DataFrame()
+
+
+def layer_norms(run: Run, of: str = "weights") -> pl.DataFrame:
+    """Every measured norm of every layer of one run, long: step, tokens, group, layer, norm, value."""
+    steps, tokens = run.column(Metric.STEP), run.column(Metric.TOKENS)
+    parts = [
+        pl.DataFrame({"step": steps, "tokens": tokens, "value": run.metrics[key]}, nan_to_null=True)
+        .drop_nulls("value")
+        .with_columns(
+            pl.col("step", "tokens").cast(pl.Int64),
+            pl.lit(group).alias("group"), pl.lit(layer).alias("layer"), pl.lit(norm).alias("norm"),
+        )
+        for key, norm, layer, group in _norm_keys(run, of)
+    ]  # fmt: skip
+    columns = ("step", "tokens", "group", "layer", "norm", "value")
+    return pl.concat(parts).select(columns) if parts else pl.DataFrame(schema=columns)
+
+
+def families(runs: Iterable[Run]) -> list[str]:
+    """For each run a readable name of all that separates studies: "scion", "scion, momentum 0.9, ratio hidden 2^-3".
+
+    It leaves out width, depth, learning rate, batch, horizon and seed, which a study varies, and default settings.
+    """
+    runs = list(runs)
+    varied = [key for key in WHERE_VARIED if len({str(_setting(run, key)) for run in runs}) > 1]
+    return [_family(run, varied) for run in runs]
+
+
+def _family(run: Run, varied: Iterable[str]) -> str:
+    name = str(_setting(run, "optimizer.name"))
+    parts = [name]
+    betas = tuple(_setting(run, "optimizer.betas") or ())
+    if name in ("adam", "adamw", "muon") and betas and betas != (0.9, 0.95):
+        parts.append(f"betas {betas[0]:g} {betas[1]:g}")
+    parts += [
+        f"ratio {group} {power(ratio)}"
+        for group, ratio in (_setting(run, "optimizer.ratios") or {}).items()
+        if ratio != 1
+    ]
+    for key, default in DEFAULTS.items():
+        value = _setting(run, key)
+        if value is not None and value != default:
+            parts.append(_said(key, value))
+    return ", ".join([*parts, *(_said(key, _setting(run, key)) for key in varied)])
+
+
+def _said(key: str, value: Any) -> str:
+    """ "weight decay 0.1", "nesterov", "warmup 2^16", "residual completep"."""
+    word = key.split(".")[-1].replace("_", " ")
+    if isinstance(value, bool):
+        return word if value else f"no {word}"
+    if isinstance(value, int) and value > 0:
+        return f"{word} {power(value)}"
+    if key == "data.digest":
+        return f"data {str(value)[:6]}"
+    return f"{word} {value:.3g}" if isinstance(value, float) else f"{word} {value}"
+
+
+def horizons(run: Run) -> list[int]:
+    """The horizons (tokens) that a run is evaluated for, reached or not: its own and, without a decay, those before it.
+
+    The rule is the trainer's: powers of two that the batch divides and that are at least four times the held-out text.
+    """
+    batch, own = run.config["batch"], run.config["horizon"]
+    if _setting(run, "schedule.decay"):
+        return [own]
+    first = max(batch, 4 * run.config["data"]["valid_tokens"])
+    powers = (2**k for k in range(math.ceil(math.log2(first)), own.bit_length()))
+    return sorted({own, *(tokens for tokens in powers if tokens <= own and tokens % batch == 0)})
+
+
+def diverged(run: Run) -> bool:
+    """Whether a run, or the run that it was to branch from, diverged."""
+    return run.summary is not None and Outcome.DIVERGED in (run.outcome, run.summary.get("parent_outcome"))
+
+
+def _cell(run: Run, tokens: int, loss: str, norms: Mapping[str, Array]) -> dict[str, Any]:
+    """What was measured at a horizon; empty if it was not reached."""
+    step = tokens // run.config["batch"]
+    if not np.isfinite(_at(run, loss, [step])).any() or not np.isfinite(_at(run, Metric.LOSS_VALID, [step])).any():
+        return {}
+    spacing = max(1, step // WINDOW)
+    window = [s for s in (step - 2 * spacing, step - spacing, step) if s > 0]
+    losses = _at(run, loss, window)
+    losses = losses[np.isfinite(losses)]
+    at = np.isin(run.column(Metric.STEP), window)
+    with np.errstate(divide="ignore"):
+        logs = {key: np.log2(values[at & np.isfinite(values)]) for key, values in norms.items()}
+    return {
+        "step": step,
+        "path": float(_at(run, Metric.PATH, [step])[0]),
+        "loss": float(losses.mean()),
+        "sigma": float(losses.std(ddof=1)) if losses.size > 1 else None,
+        "points": int(losses.size),
+        **{key: float(2 ** values.mean()) if values.size else None for key, values in logs.items()},
+    }
+
+
+def _at(run: Run, key: str, steps: Sequence[int]) -> Array:
+    """A metric's values at those of ``steps`` that have a line."""
+    return run.column(key)[np.isin(run.column(Metric.STEP), steps)]
+
+
+def _norm_keys(run: Run, of: str) -> list[tuple[str, str, str, str]]:
+    """(key, norm, layer, group) of every norm that was measured."""
+    group_of = {layer: group for group, layers in run.groups.items() for layer in layers}
+    prefix = f"{Metric.NORM}{of}/"
+    split = [(key, *key.removeprefix(prefix).split("/", 1)) for key in run.metrics if key.startswith(prefix)]
+    return [(key, norm, layer, group_of[layer]) for key, norm, layer in split if layer in group_of]
+
+
+def _group_norms(run: Run) -> dict[str, Array]:
+    pairs = sorted({(group, norm) for _, norm, _, group in _norm_keys(run, "weights")})
+    return {f"norm/{group}/{norm}": run.norm(group, norm) for group, norm in pairs}
+
+
+def _head(run: Run, name: str) -> dict[str, Any]:
+    """What is the same in all rows of a run."""
+    config = run.config
+    model, optimizer = config["model"], config["optimizer"]
+    ratios = {f"ratio_{group}": optimizer["ratios"].get(group, 1.0) for group in ("input", "hidden", "output")}
+    return {
+        "run": run.id,
+        "model": f"d{model['width']}-L{model['depth']}",
+        "width": model["width"],
+        "depth": model["depth"],
+        "parameters": run.parameters,
+        "optimizer": optimizer["name"],
+        "family": name,
+        **ratios,
+        "seed": config["seed"],
+        "batch": config["batch"],
+        "lr": optimizer["lr"],
+    }
+
+
+def _setting(run: Run, dotted: str) -> Any:
+    value: Any = run.config
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    schema = {
+        "run": pl.String, "model": pl.String, "width": pl.Int64, "depth": pl.Int64, "parameters": pl.Int64,
+        "optimizer": pl.String, "family": pl.String,
+        "ratio_input": pl.Float64, "ratio_hidden": pl.Float64, "ratio_output": pl.Float64,
+        "seed": pl.Int64, "batch": pl.Int64, "lr": pl.Float64, "tokens": pl.Int64, "step": pl.Int64,
+        "path": pl.Float64, "loss": pl.Float64, "sigma": pl.Float64, "points": pl.Int64,
+        "loss_start": pl.Float64, "diverged": pl.Boolean,
+    }  # fmt: skip
+    norms = dict.fromkeys(key for row in rows for key in row if key not in schema)
+    return pl.DataFrame(rows, schema=schema | dict.fromkeys(norms, pl.Float64))

@@ -1,0 +1,1 @@
+"""Sweeps: a study file becomes runs (``study``), an engine trains them (``engines``)."""

@@ -1,0 +1,263 @@
+"""A study file (TOML) becomes the runs to train, in the order to train them. No torch.
+
+    name = "width"
+    [base]                      # a TrainConfig: whatever does not vary
+    horizon = "2^21"
+    model = { width = 32, depth = 2, head_size = 16, context = 256 }
+    [axes]                      # lists or ranges; [[axes]] blocks are separate grids whose runs are united
+    batch = { from = "2^9", to = "2^13", step = 2 }
+    lr = { centre = "2^-3", at_batch = 1024, exponent = 0.5, octaves = 2, step = "sqrt2" }
+    ratio.hidden = [1, 0.125]
+    [decay]                     # branches: from the constant run at each horizon in `at`, decay to 0
+    fraction = 0.25
+    at = ["2^20", "2^21"]
+
+Keys are those of TrainConfig with dots, or the short names in ``axes.ALIASES``. Numbers may be written "2^-5".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from disco.runs.units import power
+from disco.sweep.axes import product, read_axes
+from disco.train.config import ConfigError, DataConfig, TrainConfig, from_dict, number, to_dict
+from disco.train.data import TokenStream, check
+
+Prepare = Callable[[DataConfig], DataConfig]
+"""``train.data.prepare`` with its cache: fills in digest and vocabulary."""
+
+SECTIONS = ("name", "base", "axes", "decay")
+
+
+@dataclass(frozen=True)
+class Study:
+    """The plan of a sweep."""
+
+    name: str
+    configs: tuple[TrainConfig, ...]
+    """Runs that start from initial weights, in the order to train them."""
+    branches: tuple[TrainConfig, ...] = ()
+    """Decay branches; each starts once its parent, one of ``configs``, has finished."""
+    notes: tuple[str, ...] = ()
+    """What was rounded or merged."""
+
+    @property
+    def runs(self) -> tuple[TrainConfig, ...]:
+        """All runs."""
+        return self.configs + self.branches
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to train on, in all runs from their beginning."""
+        return sum(map(new_tokens, self.runs))
+
+
+def new_tokens(config: TrainConfig) -> int:
+    """Tokens that a run itself trains on: a branch does not repeat its parent's."""
+    return config.horizon - (config.branch_tokens if config.parent else 0)
+
+
+def load_study(path: Path, prepare: Prepare) -> Study:
+    """Reads a study file.
+
+    Args:
+        path: the TOML file.
+        prepare: makes the data ready, so that run ids are known; called once per distinct data.
+
+    Raises:
+        ConfigError: one line that names the file and the key at fault.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the study {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    try:
+        return build_study(table, prepare, name=path.stem)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def check_data(study: Study, cache: Path) -> None:
+    """Makes sure, before training, that the prepared data last for every run.
+
+    Raises:
+        UserError: they do not, or are not in ``cache``.
+    """
+    streams: dict[tuple[str, int, int], TokenStream] = {}
+    for config in study.runs:
+        data, context = config.data, config.model.context
+        key = (data.digest, data.valid_tokens, context)
+        if key not in streams:
+            streams[key] = TokenStream(data, cache, context=context, seed=0)
+        check(config, streams[key])
+
+
+def build_study(table: Mapping[str, Any], prepare: Prepare, name: str = "study") -> Study:
+    """The study that a study file's content describes.
+
+    Raises:
+        ConfigError: an unknown key, or a run that cannot be; without the file's name.
+    """
+    for key in table:
+        if key not in SECTIONS:
+            near = difflib.get_close_matches(key, SECTIONS, n=1)
+            raise ConfigError(
+                f"unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else ", ".join(SECTIONS))
+            )
+    name = table.get("name", name)
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"name must be a text, got {name!r}")
+    base = table.get("base", {})
+    if not isinstance(base, Mapping):
+        raise ConfigError(f"base must be a table, got {base!r}")
+    grids = table.get("axes", [])
+    grids = grids if isinstance(grids, list) else [grids]
+    tables: list[Mapping[str, Any]] = [point for grid in grids for point in product(base, read_axes(grid))] or [base]
+    valid: list[TrainConfig] = [from_dict(TrainConfig, point) for point in tables]
+    prepared = _once(prepare)
+    configs = [dataclasses.replace(config, data=prepared(config.data)) for config in valid]
+    merged = _merge(configs)
+    notes = [f"{len(configs) - len(merged)} duplicate runs merged"] if len(merged) < len(configs) else []
+    branches: list[TrainConfig] = []
+    if "decay" in table:
+        merged, branches = _branch(merged, table["decay"], notes)
+    return Study(name, tuple(_ordered(merged)), tuple(_ordered(branches)), tuple(notes))
+
+
+def _once(prepare: Prepare) -> Prepare:
+    known: dict[str, DataConfig] = {}
+
+    def prepared(data: DataConfig) -> DataConfig:
+        key = str(to_dict(data))
+        if key not in known:
+            known[key] = prepare(data)
+        return known[key]
+
+    return prepared
+
+
+def _merge(configs: list[TrainConfig]) -> list[TrainConfig]:
+    """One configuration per id: that of the longest horizon, which contains the others."""
+    merged: dict[str, TrainConfig] = {}
+    for config in configs:
+        known = merged.setdefault(config.id, config)
+        longest = max(known, config, key=lambda c: c.horizon)
+        keep = tuple(sorted({*known.keep, *config.keep}))
+        merged[config.id] = dataclasses.replace(longest, keep=keep)
+    return list(merged.values())
+
+
+def _branch(
+    configs: list[TrainConfig], table: Mapping[str, Any], notes: list[str]
+) -> tuple[list[TrainConfig], list[TrainConfig]]:
+    """Decay branches of the constant-rate runs, and the runs with the checkpoints kept that the branches need.
+
+    A branch from D tokens ends at D / (1 - fraction), rounded to a multiple of every batch, so that batches are
+    compared at equal tokens.
+    """
+    if not isinstance(table, Mapping) or set(table) != {"fraction", "at"}:
+        raise ConfigError(f'decay is a table such as {{ fraction = 0.25, at = ["2^20"] }}, got {table!r}')
+    fraction = number(table["fraction"], "decay.fraction")
+    if not 0 < fraction < 1:
+        raise ConfigError(f"decay.fraction must lie between 0 and 1, got {fraction:g}")
+    given = table["at"] if isinstance(table["at"], list) else [table["at"]]
+    starts = sorted({number(at, "decay.at") for at in given})
+    constant = [config for config in configs if not config.schedule.decay]
+    if not constant:
+        raise ConfigError("decay needs runs at a constant rate, but all have schedule.decay above 0")
+    unit = math.lcm(*(config.batch for config in constant))
+    branches = []
+    keep: dict[str, set[int]] = {config.id: set(config.keep) for config in constant}
+    for start in starts:
+        parents = [config for config in constant if start <= config.horizon]
+        if start <= 0 or start != int(start) or not parents:
+            longest = max(config.horizon for config in constant)
+            raise ConfigError(f"decay.at must be tokens within the horizon, {longest}, got {start:g}")
+        exact = start / (1 - fraction)
+        horizon = max(unit * round(exact / unit), unit * math.floor(start / unit + 1))
+        decay = 1 - start / horizon
+        if horizon != round(exact):
+            notes.append(
+                f"decay from {start:.0f} ends at {horizon} tokens, not {exact:.0f}, a multiple of all batches; "
+                f"its fraction is {decay:.4g}"
+            )
+        for parent in parents:
+            schedule = dataclasses.replace(parent.schedule, decay=decay)
+            branches.append(dataclasses.replace(parent, horizon=horizon, schedule=schedule, parent=parent.id, keep=()))
+            keep[parent.id].add(int(start))
+    kept = [dataclasses.replace(c, keep=tuple(sorted(keep[c.id]))) if c.id in keep else c for c in configs]
+    return kept, branches
+
+
+def _ordered(configs: list[TrainConfig]) -> list[TrainConfig]:
+    """Long runs first, so that no worker is left with one at the end; among equals the middle learning rates first,
+    so that the bowls are seen early, and small batches first, which take longest.
+    """
+    rates: dict[str, list[float]] = {}
+    for config in configs:
+        rates.setdefault(_but_lr(config), []).append(config.optimizer.lr)
+    for values in rates.values():
+        values.sort()
+
+    def key(config: TrainConfig) -> tuple[float, ...]:
+        cost = new_tokens(config) * config.model.parameters(config.data.vocab)
+        values = rates[_but_lr(config)]
+        from_middle = abs(values.index(config.optimizer.lr) - (len(values) - 1) / 2)
+        return (-round(math.log2(cost)), config.seed, math.floor(from_middle), config.batch, config.optimizer.lr)
+
+    return sorted(configs, key=key)
+
+
+def _but_lr(config: TrainConfig) -> str:
+    content = to_dict(config)
+    del content["optimizer"]["lr"], content["parent"], content["keep"]
+    return str(content)
+
+
+def rows(study: Study) -> list[dict[str, str]]:
+    """The plan as a table: a row per grid of learning rates, with what distinguishes it."""
+    grids: dict[str, list[TrainConfig]] = {}
+    for config in sorted(study.runs, key=lambda c: (bool(c.parent), c.model.width, c.model.depth, c.batch, c.horizon)):
+        grids.setdefault(_but_lr(config), []).append(config)
+    varied = _varied(study.runs)
+    return [_row(grid, varied) for grid in grids.values()]
+
+
+def _row(grid: list[TrainConfig], varied: list[str]) -> dict[str, str]:
+    first = grid[0]
+    rates = sorted(config.optimizer.lr for config in grid)
+    settings = _flat(to_dict(first))
+    return {
+        "model": f"d{first.model.width}-L{first.model.depth}",
+        "parameters": f"{first.model.parameters(first.data.vocab):,}",
+        "batch": power(first.batch),
+        "learning rates": power(rates[0]) + (f" .. {power(rates[-1])}" if len(rates) > 1 else ""),
+        "horizon": power(first.horizon) + (f" (decay from {power(first.branch_tokens)})" if first.parent else ""),
+        "also": ", ".join(f"{key.split('.', 1)[-1]}={settings[key]}" for key in varied),
+        "runs": str(len(grid)),
+        "tokens": f"{sum(map(new_tokens, grid)):,}",
+    }
+
+
+def _varied(runs: tuple[TrainConfig, ...]) -> list[str]:
+    """Dotted settings that differ between runs, apart from those with a column of their own."""
+    shown = {"model.width", "model.depth", "batch", "horizon", "optimizer.lr", "schedule.decay", "parent", "keep"}
+    tables = [_flat(to_dict(config)) for config in runs]
+    return [key for key in tables[0] if key not in shown and len({str(table.get(key)) for table in tables}) > 1]
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

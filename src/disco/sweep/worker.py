@@ -1,0 +1,137 @@
+"""One training process of a local sweep: ``python -m disco.sweep.worker``.
+
+It takes runs, one at a time, as JSON lines on stdin, {"config": ..., "runs": folder}, and answers with JSON lines on
+stdout: {"event": "ready" | "progress" | "ended" | "failed" | "stopped", ...}. {"stop": true} makes it leave the run
+it is at, with a checkpoint. The end of stdin means that the parent is gone, whatever killed it: exit at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from disco.runs.lock import BusyError
+from disco.runs.schema import Outcome
+from disco.train.config import TrainConfig, from_dict
+
+Progress = Callable[[int, int], None]
+Train = Callable[[TrainConfig, Path, Progress], Outcome]
+
+REPORT_SECONDS = 0.5
+ORPHAN_SECONDS = 10.0
+"""How long to wait for the lock of a run that the worker of a killed sweep still holds while it exits."""
+
+
+class StoppedError(Exception):
+    """Raised through the training loop's progress callback: leave the run, checkpointed."""
+
+
+class _Inbox:
+    """Reads stdin in a thread, so that neither a stop nor the parent's death waits for a training step."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stop = threading.Event()
+        self._messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, args=(stream,), daemon=True).start()
+
+    def _read(self, stream: BinaryIO) -> None:
+        for line in stream:
+            message = json.loads(line)
+            if "stop" in message:
+                self.stop.set()
+                self._messages.put(None)
+            else:
+                self._messages.put(message)
+        os._exit(0)
+
+    def next(self) -> dict[str, Any] | None:
+        """The next run; None once told to stop."""
+        message = self._messages.get()
+        return None if self.stop.is_set() else message
+
+
+def serve(train: Train, commands: BinaryIO, replies: BinaryIO) -> None:
+    """Trains what ``commands`` asks for until told to stop.
+
+    Args:
+        train: trains one run in a folder of runs, calls back with (step, tokens) after every step, returns its outcome.
+        commands: the stdin of the protocol above.
+        replies: its stdout, unbuffered.
+    """
+
+    def reply(event: str, **fields: Any) -> None:
+        try:
+            replies.write(json.dumps({"event": event, **fields}).encode() + b"\n")
+            replies.flush()
+        except BrokenPipeError:
+            os._exit(0)  # the parent is gone
+
+    inbox = _Inbox(commands)
+    reply("ready")
+    while message := inbox.next():
+        try:
+            config: TrainConfig = from_dict(TrainConfig, message["config"])
+            outcome = _patiently(train, config, Path(message["runs"]), _reporter(reply, inbox.stop))
+            reply("ended", outcome=str(outcome))
+        except StoppedError:
+            break
+        except Exception as error:  # one bad run must not end the sweep: it is recorded as failed
+            traceback.print_exc()
+            reply(
+                "failed", reason=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            )
+    reply("stopped")
+
+
+def _reporter(reply: Callable[..., None], stop: threading.Event) -> Progress:
+    last = 0.0
+
+    def progress(step: int, tokens: int) -> None:
+        nonlocal last
+        if stop.is_set():
+            raise StoppedError
+        now = time.monotonic()
+        if now - last >= REPORT_SECONDS:
+            last = now
+            reply("progress", step=step, tokens=tokens)
+
+    return progress
+
+
+def _patiently(train: Train, config: TrainConfig, runs: Path, progress: Progress) -> Outcome:
+    """Trains; waits a little while the lock of the run is held by an orphan that is about to exit."""
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while True:
+        try:
+            return train(config, runs, progress)
+        except BusyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def main() -> None:
+    """The worker process: stdout is for replies alone; what libraries print goes to stderr."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+
+    import torch
+
+    from disco.train.loop import train
+
+    torch.set_num_threads(1)
+    serve(train, sys.stdin.buffer, replies)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""The proxy model: a Llama-style decoder with a parameter-free RMSNorm on the input of every Linear.
+
+Source: Filatov et al., arXiv:2510.03871, section 2 ("norm-everywhere"). The residual stream is never normalised.
+Weights come from ``disco.init_``, not from here; ``Llama.init_scales`` says which of them start smaller.
+
+Shape letters: B sequences, T positions, N = B T tokens, D width, H heads (query, then key, then value heads), K head
+size, F hidden width of the feed-forward block, V vocabulary, P = K/2 rotated pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from disco.train.config import ModelConfig, Placement
+
+
+class _Normalise(torch.autograd.Function):
+    """(y, r) with r = 1/RMS(x) over the last dimension and y = r x.
+
+    The numbers of ``F.rms_norm``, with a derivative written by hand that needs half its passes over memory.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        r = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        return x * r, r
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*output)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor, grad_r: Tensor | None) -> tuple[Tensor, None]:
+        y, r = ctx.saved_tensors
+        along = (grad_y * y).mean(-1, keepdim=True)  # dy_i/dx_j = r (1[i=j] - y_i y_j / n)
+        if grad_r is not None:  # only in second derivatives: dr/dx_j = -r^2 y_j / n
+            along = along + grad_r * r / y.shape[-1]
+        return torch.addcmul(grad_y, y, along, value=-1) * r, None
+
+
+class RMSNorm(nn.Module):
+    """x / RMS(x) over the last dimension, without parameters."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = _Normalise.apply(x, self.eps)[0]
+        return y
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}"
+
+
+def norm_sites(placement: Placement) -> frozenset[str]:
+    """Where a placement puts its norms, out of
+
+    ``residual`` (the input of both blocks), ``qk`` (queries and keys per head, before RoPE), ``inner`` (values per
+    head, the inputs of the two down projections ``wo`` and ``w2``) and ``output`` (the input of the output layer).
+    """
+    everywhere = frozenset({"residual", "qk", "inner", "output"})
+    named = {"everywhere": everywhere, "all-but-output": everywhere - {"output"}, "none": frozenset[str]()}
+    return named[placement] if placement in named else frozenset(placement.split("+"))
+
+
+def rotations(context: int, head_size: int, theta: float) -> Tensor:
+    """Cosine and sine (context, head_size/2, 2) of the RoPE angles t theta^(-2i/head_size) (Su et al., arXiv:2104.09864)."""
+    frequency_P = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
+    angle_TP = torch.outer(torch.arange(context, dtype=torch.float64), frequency_P)
+    return torch.stack((angle_TP.cos(), angle_TP.sin()), -1).float()
+
+
+def rotate(x_BTHK: Tensor, rotation_TP2: Tensor) -> Tensor:
+    """Turns each pair (2i, 2i+1) of every head by its angle, as one complex product."""
+    x_BTHP = torch.view_as_complex(x_BTHK.float().unflatten(-1, (-1, 2)))
+    turned_BTHP = x_BTHP * torch.view_as_complex(rotation_TP2).unsqueeze(1)
+    return torch.view_as_real(turned_BTHP).flatten(-2).type_as(x_BTHK)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_size = config.heads, config.kv_heads or config.heads, config.head_size
+        kv_width = self.kv_heads * config.head_size
+        self.wq = nn.Linear(config.width, config.width, bias=False)
+        self.wk = nn.Linear(config.width, kv_width, bias=False)
+        self.wv = nn.Linear(config.width, kv_width, bias=False)
+        self.wo = nn.Linear(config.width, config.width, bias=False)
+        sites = norm_sites(config.placement)
+        self.qkv_norm = _norm(config, "inner" in sites)
+        self.qk_norm = _norm(config, "qk" in sites and "inner" not in sites)
+        self.o_norm = _norm(config, "inner" in sites)
+
+    def forward(self, x_ND: Tensor, rotation_TP2: Tensor) -> Tensor:
+        # One product and one norm for queries, keys and values: the same numbers, fewer and larger operations.
+        weight = torch.cat((self.wq.weight, self.wk.weight, self.wv.weight))
+        qkv_BTHK = F.linear(x_ND, weight).view(-1, len(rotation_TP2), self.heads + 2 * self.kv_heads, self.head_size)
+        qk_BTHK, v_BTHK = self.qkv_norm(qkv_BTHK).split((self.heads + self.kv_heads, self.kv_heads), 2)
+        q_BTHK, k_BTHK = rotate(self.qk_norm(qk_BTHK), rotation_TP2).split((self.heads, self.kv_heads), 2)
+        o_BHTK = F.scaled_dot_product_attention(
+            q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHK.transpose(1, 2),
+            is_causal=True, enable_gqa=self.kv_heads != self.heads,
+        )  # fmt: skip
+        y_ND: Tensor = self.wo(self.o_norm(o_BHTK.transpose(1, 2).reshape(x_ND.shape)))
+        return y_ND
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer, arXiv:2002.05202): w2 norm(silu(w1 x) * w3 x)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.width, config.hidden, bias=False)
+        self.w2 = nn.Linear(config.hidden, config.width, bias=False)
+        self.w3 = nn.Linear(config.width, config.hidden, bias=False)
+        self.norm = _norm(config, "inner" in norm_sites(config.placement))
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        y_ND: Tensor = self.w2(self.norm(F.silu(self.w1(x_ND)) * self.w3(x_ND)))
+        return y_ND
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each as Y = a X + b f(Norm(X)) (arXiv:2510.03871, depth-transfer schemes)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        residual = "residual" in norm_sites(config.placement)
+        self.attention_norm = _norm(config, residual)
+        self.ffn_norm = _norm(config, residual)
+        part = 1 / (2 * config.depth)
+        schemes = {"identity": (1.0, 1.0), "depth-normalised": (1 - part, part), "completep": (1.0, part)}
+        self.skip, self.branch = schemes[config.residual]
+
+    def forward(self, x_ND: Tensor, rotation_TP2: Tensor) -> Tensor:
+        x_ND = self._add(x_ND, self.attention(self.attention_norm(x_ND), rotation_TP2))
+        return self._add(x_ND, self.feed_forward(self.ffn_norm(x_ND)))
+
+    def _add(self, x_ND: Tensor, y_ND: Tensor) -> Tensor:
+        return torch.add(x_ND if self.skip == 1 else self.skip * x_ND, y_ND, alpha=self.branch)
+
+
+class Llama(nn.Module):
+    """Decoder with untied embeddings and no biases; parameter names are those of the published Llama.
+
+    A plain module: it works under ``torch.func.functional_call`` and ``vmap`` over stacked parameters.
+    """
+
+    def __init__(self, config: ModelConfig, vocab: int) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(vocab, config.width)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = _norm(config, "output" in norm_sites(config.placement))
+        self.output = nn.Linear(config.width, vocab, bias=False)
+        self.register_buffer(
+            "rotation", rotations(config.context, config.head_size, config.rope_theta), persistent=False
+        )
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Logits (B, T, V) of the next token at each position; T is at most the context."""
+        positions = tokens_BT.shape[1]
+        if positions > self.config.context:
+            raise ValueError(f"{positions} positions do not fit the model's context of {self.config.context}")
+        rotation_TP2 = self.rotation[:positions]
+        x_ND = self.tok_embeddings(tokens_BT.flatten())  # two dimensions: a Linear is then one matrix product
+        for layer in self.layers:
+            x_ND = layer(x_ND, rotation_TP2)
+        logits_NV: Tensor = self.output(self.norm(x_ND))
+        return logits_NV.unflatten(0, tokens_BT.shape)
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean cross entropy in nats, in fp32."""
+        return F.cross_entropy(self(tokens_BT).flatten(0, 1).float(), targets_BT.flatten())
+
+    def init_scales(self) -> dict[str, float]:
+        """Parameter name -> factor on its initial norm; names not listed have 1.
+
+        The last projection of each block starts at 1/sqrt(2L) ("total") or, in layer l = 1..L, 1/sqrt(2l) ("relative").
+        """
+        depths = {"identity": lambda l: 0.5, "total": lambda l: self.config.depth, "relative": lambda l: l}
+        return {
+            f"layers.{l - 1}.{name}.weight": 1 / math.sqrt(2 * depths[self.config.depth_init](l))
+            for l in range(1, self.config.depth + 1)
+            for name in ("attention.wo", "feed_forward.w2")
+        }
+
+
+def _norm(config: ModelConfig, wanted: bool) -> nn.Module:
+    return RMSNorm(config.norm_eps) if wanted else nn.Identity()
