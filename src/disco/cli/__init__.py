@@ -234,5 +234,5 @@ def _parse(args: Sequence[str] | None) -> Callable[[], int]:
             raise
         lines = [line.strip("│ ") for line in box.getvalue().splitlines() if line[:1] not in "╭╰"]
         parts = [part.strip(" .") for part in re.split("─+", " ".join(lines))]
-        told = [part for part in parts if part and "helptext" not in part]
+        told = [part for part in parts if part and not part.startswith(("For full", "Argument helptext", "Perhaps"))]
         raise UserError("; ".join([*told, "see disco --help"])) from None

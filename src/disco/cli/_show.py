@@ -36,12 +36,13 @@ def table(rows: Sequence[Mapping[str, str]], title: str = "") -> None:
     columns = [key for key in (rows[0] if rows else ()) if any(row[key] for row in rows)]
     grid = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     for column in columns:
-        grid.add_column(column, no_wrap=column not in ("family", "also"), overflow="fold")
+        grid.add_column(column, overflow="fold")
     for row in rows:
         grid.add_row(*(Text(row[column]) for column in columns))
     console = Console()
-    # In a file or a pipe lines are as long as they need to be: they are for grep.
-    console.print(grid, width=None if console.is_terminal else max(80, console.measure(grid).maximum))
+    if not console.is_terminal:  # for grep: a row is a line, however long
+        console = Console(width=Console(width=10_000).measure(grid).maximum)
+    console.print(grid)
 
 
 def document(content: Any) -> None:

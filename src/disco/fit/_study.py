@@ -68,7 +68,10 @@ class Path(Result):
     axis: str
     """"tokens", "width" or "depth"."""
     condition: str
+    at: tuple[tuple[str, int], ...]
+    """(model, tokens) of each point."""
     scale: tuple[float, ...]
+    """Tokens, width or depth of each point."""
     norm: tuple[float, ...]
     """log2 of the optimal norm at the best batch."""
     transfer: Transfer | None
@@ -103,6 +106,10 @@ class StudyFit(Result):
         """One cell, if the study has it."""
         key = (family, model, batch, tokens)
         return next((c for c in self.cells if (c.family, c.model, c.batch, c.tokens) == key), None)
+
+    def path(self, family: str, model: str) -> Path:
+        """Optimal norm of one model over tokens."""
+        return next(p for p in self.paths if (p.family, p.model, p.axis) == (family, model, "tokens"))
 
     def rule(self, family: str, model: str, name: str, recipe: str = "quadratic") -> Rule:
         """One rule; its ``law`` is None where there were not enough optima."""
@@ -269,7 +276,8 @@ def _path(
         octaves = math.log2(max(scale) / min(scale)) + 1  # the fitted range and one doubling more
         margin = margin_for(float(np.median(curvature)), TOLERANCE, octaves)
         transfer = norm_transfer(scale, [2.0**norm for norm in norms], margin)
-    return Path(family, model, axis, where, tuple(scale), norms, transfer)
+    at = tuple((item.model, item.tokens) for item in use)
+    return Path(family, model, axis, where, at, tuple(scale), norms, transfer)
 
 
 def _warnings(fit: StudyFit) -> Iterator[str]:

@@ -154,7 +154,7 @@ def _rate(rule: Rule, found: Sequence[Cell], tokens: int, batch: float) -> Estim
 
 def _norm(fit: StudyFit, rule: Rule, tokens: int) -> Estimate:
     """The mean of the optimal norms while their slope is not told from 0, otherwise the rule."""
-    path = next(p for p in fit.paths if (p.family, p.model, p.axis) == (rule.family, rule.model, "tokens"))
+    path = fit.path(rule.family, rule.model)
     if not path.norm:
         return Estimate(math.nan, None, "default", "no optimal norm was found inside the grid")
     level, seen = sum(path.norm) / len(path.norm), (2 ** min(path.norm), 2 ** max(path.norm))

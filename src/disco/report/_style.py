@@ -63,7 +63,7 @@ def cell(panel: int, columns: int = COLUMNS) -> dict[str, int]:
     return {"row": panel // columns + 1, "col": panel % columns + 1}
 
 
-def spaced[T](values: Sequence[T], most: int) -> list[T]:
+def spaced(values: Sequence[int], most: int) -> list[int]:
     """At most ``most`` of the values, evenly spaced, with the first and the last."""
     if len(values) <= most:
         return list(values)

@@ -12,7 +12,21 @@ import polars as pl
 from disco.fit import NORM, Cell, Horizon, Path, StudyFit
 from disco.guide import Plan
 from disco.report._style import (
-    ACCENT, INK, SCALE, Colours, bar, cell, log2, panels, power, powers, rounded, single, spaced, x_titles, y_titles,
+    ACCENT,
+    INK,
+    SCALE,
+    Colours,
+    bar,
+    cell,
+    log2,
+    panels,
+    power,
+    powers,
+    rounded,
+    single,
+    spaced,
+    x_titles,
+    y_titles,
 )  # fmt: skip
 
 PANELS = 6
@@ -118,7 +132,8 @@ def size_bowls(fit: StudyFit, paths: Sequence[Path]) -> go.Figure | None:
     colours = Colours(0, max(1, len(models) - 1))
     named: set[str] = set()
     for panel, path in enumerate(paths):
-        found = [fit.cell(h.family, h.model, h.batch, h.tokens) for h in path.along(fit.horizons)]
+        best = {(h.model, h.tokens): h.batch for h in fit.horizons if h.family == path.family}
+        found = [fit.cell(path.family, model, best[model, tokens], tokens) for model, tokens in path.at]
         shown = [c for c in found if c is not None and c.norm is not None]
         for each in shown:
             _bowl(figure, each, each.model, colours.at(models.index(each.model)), cell(panel, columns), named)
@@ -289,9 +304,7 @@ def _values(data: pl.DataFrame, column: str) -> list:
     return data[column].unique().sort().to_list()
 
 
-def _bowl(
-    figure: go.Figure, of: Cell, name: str, colour: str, where: dict[str, int], named: set[str]
-) -> None:
+def _bowl(figure: go.Figure, of: Cell, name: str, colour: str, where: dict[str, int], named: set[str]) -> None:
     """One cell: its runs, the parabola near its minimum, and the minimum or the lowest run where there is none."""
     points = sorted((p for p in of.points if math.isfinite(p.norm) and math.isfinite(p.loss)), key=lambda p: p.norm)
     label = {"name": name, "legendgroup": name, **where}

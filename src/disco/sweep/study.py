@@ -23,6 +23,7 @@ import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +163,8 @@ def _branch(
 ) -> tuple[list[TrainConfig], list[TrainConfig]]:
     """Decay branches of the constant-rate runs, and the runs with the checkpoints kept that the branches need.
 
-    A branch from D tokens ends at D / (1 - fraction), rounded to a multiple of every batch, so that batches are
-    compared at equal tokens.
+    A branch from D tokens ends at D / (1 - fraction). Both are made multiples of every batch, so that the fraction is
+    exact and batches are compared at equal tokens.
     """
     if not isinstance(table, Mapping) or set(table) != {"fraction", "at"}:
         raise ConfigError(f'decay is a table such as {{ fraction = 0.25, at = ["2^20"] }}, got {table!r}')
@@ -175,26 +176,24 @@ def _branch(
     constant = [config for config in configs if not config.schedule.decay]
     if not constant:
         raise ConfigError("decay needs runs at a constant rate, but all have schedule.decay above 0")
+    exact = Fraction(fraction).limit_denominator(100)
     unit = math.lcm(*(config.batch for config in constant))
+    before, whole = unit * (exact.denominator - exact.numerator), unit * exact.denominator
     branches = []
     keep: dict[str, set[int]] = {config.id: set(config.keep) for config in constant}
-    for start in starts:
-        parents = [config for config in constant if start <= config.horizon]
-        if start <= 0 or start != int(start) or not parents:
-            longest = max(config.horizon for config in constant)
-            raise ConfigError(f"decay.at must be tokens within the horizon, {longest}, got {start:g}")
-        exact = start / (1 - fraction)
-        horizon = max(unit * round(exact / unit), unit * math.floor(start / unit + 1))
-        decay = 1 - start / horizon
-        if horizon != round(exact):
-            notes.append(
-                f"decay from {start:.0f} ends at {horizon} tokens, not {exact:.0f}, a multiple of all batches; "
-                f"its fraction is {decay:.4g}"
-            )
+    for at in starts:
+        parents = [config for config in constant if before <= at <= config.horizon]
+        if not parents:
+            limit = max(config.horizon for config in constant)
+            raise ConfigError(f"decay.at must lie between {before} (a multiple of all batches) and {limit}, got {at:g}")
+        count = min(round(at / before), *(config.horizon // before for config in parents))
+        start, horizon = count * before, count * whole
+        if start != at:
+            notes.append(f"decay from {start} tokens instead of {at:.0f}, so that all batches divide it")
         for parent in parents:
-            schedule = dataclasses.replace(parent.schedule, decay=decay)
+            schedule = dataclasses.replace(parent.schedule, decay=float(exact))
             branches.append(dataclasses.replace(parent, horizon=horizon, schedule=schedule, parent=parent.id, keep=()))
-            keep[parent.id].add(int(start))
+            keep[parent.id].add(start)
     kept = [dataclasses.replace(c, keep=tuple(sorted(keep[c.id]))) if c.id in keep else c for c in configs]
     return kept, branches
 

@@ -243,6 +243,8 @@ class _Sweep:
         elif job is not None and event == "progress":
             self._measure(worker, job, message["tokens"])
         elif job is not None and event == "ended":
+            if message["outcome"] == Outcome.FINISHED:
+                self._measure(worker, job, job.config.horizon)
             worker.job, job.running = None, False
             self._end(job, Outcome(message["outcome"]))
         elif job is not None and event == "failed":

@@ -1,0 +1,222 @@
+"""One self-contained HTML page: an answer in words, tables, and figures that say what to see in them. No network."""
+
+from __future__ import annotations
+
+import html
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import plotly.graph_objects as go
+import polars as pl
+from plotly.offline import get_plotlyjs
+
+from disco.errors import UserError
+from disco.fit import StudyFit
+from disco.guide import Plan, plan
+from disco.report import figures, tables, words
+from disco.report.tables import Sheet
+from disco.runs import table
+from disco.runs.reader import Run, Runs
+
+OPEN = 3
+"""Studies shown unfolded; further ones are folded, and drawn when opened."""
+
+
+@dataclass
+class _Page:
+    """Pieces of the page in order, with a running number for figures."""
+
+    parts: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, *parts: str) -> None:
+        self.parts += parts
+
+    def figure(self, title: str, what: str, figure: go.Figure | None, missing: str) -> None:
+        """A titled figure with its explanation, or a sentence on why it is not there."""
+        self.add(f"<h3>{html.escape(title)}</h3>")
+        if figure is None:
+            self.add(f'<p class="missing">{html.escape(missing)}</p>')
+            return
+        self.count += 1
+        name = f"figure-{self.count}"
+        height = figure.layout.height
+        self.add(
+            f"<p>{what}</p>",
+            f'<div class="figure" id="{name}" style="height:{height}px"></div>',
+            f'<script type="application/json" id="{name}-data">{figure.to_json()}</script>',
+        )
+
+
+def write_report(runs: Runs, fit: StudyFit, path: Path) -> Path:
+    """Writes the page of a study, whole or not at all.
+
+    Args:
+        runs: As ``disco.runs.reader.read_runs`` returns them; their problems are listed on the page.
+        fit: Of the same runs.
+        path: The HTML file to write or replace.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = Path(path)
+    _write(path, _document(runs, fit))
+    return path
+
+
+def _document(runs: Runs, fit: StudyFit) -> str:
+    curves = table.curves(runs.runs)
+    page = _Page()
+    chosen = plan(fit, 2 * max(cell.tokens for cell in fit.cells))
+    page.add("<h1>Learning rate and batch size</h1>", f"<p>{words.scope(runs, fit)}</p>")
+    page.add('<section class="answer">', *(f"<p>{text}</p>" for text in words.answer(fit, chosen)), "</section>")
+    page.add("<h2>What was found</h2>", _table(tables.optima(fit)), f"<p>{words.LEGEND}</p>")
+    page.add("<h2>The next horizon</h2>", *_plans(fit, chosen))
+    notes = [*chosen.warnings, *fit.warnings, *runs.problems]
+    page.add("<h2>Before you rely on it</h2>", "<ul>", *(f"<li>{html.escape(note)}</li>" for note in notes), "</ul>")
+    _across(page, fit)
+    for index, (family, model) in enumerate(fit.studies):
+        name = html.escape(", ".join(filter(None, (model, family))))
+        unfolded = "open" if index < OPEN else ""
+        page.add(f"<details {unfolded}><summary><h2>{name}</h2></summary>")
+        own = curves.filter(pl.col("family") == family, pl.col("model") == model) if len(curves) else curves
+        _study(page, fit, family, model, own, runs.runs)
+        page.add("</details>")
+    return _shell("\n".join(page.parts))
+
+
+def _plans(fit: StudyFit, chosen: Plan) -> Iterator[str]:
+    """The plan of every study, the chosen one first."""
+    others = [study for study in fit.studies if study != (chosen.family, chosen.model)]
+    for family, model in [(chosen.family, chosen.model), *others]:
+        each = plan(fit, chosen.tokens, model=model, family=family)
+        name = ", ".join(filter(None, (model, family)))
+        yield f"<h3>{html.escape(name)}: {chosen.tokens:,} tokens ({_sup(tables.power(math.log2(chosen.tokens)))})</h3>"
+        yield _table(tables.recommendation(each))
+
+
+def _across(page: _Page, fit: StudyFit) -> None:
+    """Figures that compare models."""
+    page.add("<h2>Is the optimal norm the same everywhere?</h2>")
+    page.figure(
+        "Optimal norm over tokens",
+        words.norm_over_tokens(fit),
+        figures.norm_over_tokens(fit),
+        "No horizon has an optimal norm inside its grid, so nothing can be said about its transfer over tokens. "
+        "Add learning rates on the side where the loss was still falling.",
+    )
+    sizes = [path for path in fit.paths if path.axis != "tokens"]
+    page.figure(
+        "Loss against norm over width and depth",
+        words.sizes(sizes),
+        figures.size_bowls(fit, sizes),
+        "The study has no axis of width or depth with optima at two values or more at the same number of tokens.",
+    )
+
+
+def _study(page: _Page, fit: StudyFit, family: str, model: str, curves: pl.DataFrame, runs: Sequence[Run]) -> None:
+    """Tables and figures of one family and model."""
+    path = fit.path(family, model)
+    target = sum(path.norm) / len(path.norm) if path.norm else math.nan
+    page.figure(
+        "Loss against output norm during training",
+        words.LOSS_AGAINST_NORM,
+        figures.loss_against_norm(curves),
+        "No run has a training loss and the output norm on the same line.",
+    )
+    page.figure(
+        "Output norm against steps, tokens and path length",
+        words.progress(target),
+        figures.norm_against_progress(curves, target),
+        "No run has the output norm and the path length.",
+    )
+    page.figure(
+        "Loss against norm at each horizon",
+        words.BOWLS,
+        figures.loss_bowls(fit, family, model),
+        "The output norm was not measured at any horizon.",
+    )
+    page.figure(
+        "Which runs first reach the optimal norm",
+        words.first_hits(fit, family, model),
+        figures.first_hits(fit, family, model),
+        "No run crosses the optimal norm between two horizons, or there is no optimal norm to cross. "
+        "It takes at least two horizons.",
+    )
+    page.figure(
+        "Optimal learning rate against batch",
+        words.rates(fit, family, model),
+        figures.rate_against_batch(fit, plan(fit, 2 * fit.of(family, model)[1][-1].tokens, model=model, family=family)),
+        "No cell has an optimal learning rate inside its grid.",
+    )
+    run = _near_optimum(fit, family, model, curves, runs)
+    page.figure(
+        "Layer norms over training",
+        words.layer_norms(run) if run else "",
+        figures.layer_norms(table.layer_norms(run)) if run else None,
+        "No run has layer norms.",
+    )
+    page.add("<h3>Scaling rules</h3>", f"<p>{words.RULES}</p>", _table(tables.rules(fit, family, model)))
+    page.add("<details><summary>All cells</summary>", _table(tables.cells(fit, family, model)), "</details>")
+
+
+def _near_optimum(fit: StudyFit, family: str, model: str, curves: pl.DataFrame, runs: Sequence[Run]) -> Run | None:
+    """The run of the largest horizon that is nearest to its optimum."""
+    last = fit.of(family, model)[1][-1]
+    cell = fit.cell(family, model, last.batch, last.tokens)
+    if cell is None or curves.is_empty():
+        return None
+    wanted = cell.rate() if cell.usable else cell.lowest.lr
+    near = (
+        curves.filter(pl.col("batch") == last.batch)
+        .group_by("run", "lr")
+        .agg(pl.col("tokens").max())
+        .filter(pl.col("tokens") >= last.tokens)
+        .sort((pl.col("lr").log(2) - wanted).abs(), "run")
+    )
+    return next((run for run in runs if len(near) and run.id == near["run"][0]), None)
+
+
+def _table(sheet: Sheet) -> str:
+    def row(tag: str, values: Sequence[str]) -> str:
+        cells = (
+            f"<{tag}{' class=left' if index < sheet.left or sheet.headers[index] == 'notes' else ''}>"
+            f"{_sup(html.escape(value))}</{tag}>"
+            for index, value in enumerate(values)
+        )
+        return f"<tr>{''.join(cells)}</tr>"
+
+    return f"<table>{row('th', sheet.headers)}{''.join(row('td', values) for values in sheet.rows)}</table>"
+
+
+def _sup(text: str) -> str:
+    return words.superscript(text)
+
+
+def _shell(body: str) -> str:
+    files = resources.files("disco.report")
+    style, script = ((files / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Disco report</title>'
+        '<meta name="viewport" content="width=device-width">\n'
+        f"<style>{style}</style>\n<script>{get_plotlyjs()}</script></head>\n"
+        f"<body><main>\n{body}\n</main><script>{script}</script></body></html>\n"
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another place for the report") from error
