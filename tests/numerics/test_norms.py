@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+
 from disco import norm
 from disco.norms import NORMS, sigma_max
-from torch import Tensor
 
 MATRIX = ("one_to_rms", "rms_to_rms", "rms_to_inf", "one_to_inf")
 SHAPES = {name: [(3, 5), (5, 3), (4, 4), (1, 6), (6, 1)] for name in MATRIX}

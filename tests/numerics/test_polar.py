@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from disco import polar
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from disco import polar
 
 METHODS = ("newton_schulz", "polar_express")
 

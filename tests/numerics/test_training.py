@@ -1,5 +1,6 @@
-"""What a training run computes: initial state, determinism, exact resume, divergence, decay branches, the golden run."""
+"""What a run computes: initial state, determinism, exact resume, divergence, decay branches, the golden run."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from disco.errors import UserError
 from disco.runs.reader import Run, read_run
 from disco.runs.schema import Outcome, deterministic
@@ -24,7 +26,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A text that can be learned but not at once: pseudo-random sums, spelled out."""
     path = tmp_path_factory.mktemp("data") / "sums.txt"
     numbers = [(7919 * i * i + 104729 * i) % 997 for i in range(6000)]
-    path.write_text("\n".join(f"{a} and {b} make {a + b}." for a, b in zip(numbers, numbers[1:], strict=False)))
+    path.write_text("\n".join(f"{a} and {b} make {a + b}." for a, b in itertools.pairwise(numbers)))
     return str(path)
 
 
@@ -89,19 +91,19 @@ def test_interrupted_anywhere_resumes_bit_for_bit(text: str, tmp_path: Path, nam
     chosen = config(text, optimizer=OptimizerConfig(name=name, lr=2**-6, momentum=momentum))
     _, _, prepared = run(tmp_path / "whole", chosen)
 
-    class Interrupted(Exception):
+    class InterruptedRunError(Exception):
         pass
 
     def stop_at(step: int) -> Any:
         def progress(now: int, tokens: int) -> None:
             assert tokens == now * BATCH
             if now == step:
-                raise Interrupted
+                raise InterruptedRunError
 
         return progress
 
     for step in (1, 17, 18, 62, 63):
-        with pytest.raises(Interrupted):
+        with pytest.raises(InterruptedRunError):
             train(prepared, tmp_path / "cut", stop_at(step))
     assert train(prepared, tmp_path / "cut") == Outcome.FINISHED
     assert lines(tmp_path / "cut", prepared) == lines(tmp_path / "whole", prepared)

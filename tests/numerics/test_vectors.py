@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from disco import norm, polar
 from disco.norms import sigma_max
 from disco.scion import Scion, constrained

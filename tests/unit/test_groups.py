@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from disco import init_, norm, param_groups
 from disco.groups import ParamGroups, clean_name
-from torch import nn
 
 
 class Conv1D(nn.Module):
@@ -127,5 +128,5 @@ def test_init_gives_norm_one_and_scaled_exceptions() -> None:
         torch.testing.assert_close(values, torch.full_like(values, expected), rtol=1e-5, atol=0)
     again = init_(Toy(head="lm_head"), {"up.weight": 0.5}, generator=torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    with pytest.raises(ValueError, match="does not have: down.weight"):
+    with pytest.raises(ValueError, match=r"does not have: down\.weight"):
         init_(model, {"down.weight": 0.5})

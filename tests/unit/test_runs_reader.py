@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +76,6 @@ def test_a_damaged_line_is_named_and_the_rest_is_read(tmp_path: Path, damaged: s
     assert len(found.problems) == 1
     where, line, reason = found.problems[0].split(":", 2)
     assert (where, line) == (str((folder / METRICS).resolve()), "3")
-    import re
-
     assert re.fullmatch(why, reason.strip(), flags=re.DOTALL)
     np.testing.assert_array_equal(found.runs[0].metrics["loss/valid"], [5.5, 4.0])
 

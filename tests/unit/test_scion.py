@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from disco import Scion, norm, param_groups
 from torch import Tensor, nn
+
+from disco import Scion, norm, param_groups
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

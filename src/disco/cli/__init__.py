@@ -180,7 +180,7 @@ def demo(
     *,
     quick: bool = False,
     seed: int = 0,
-    out: Path = Path("demo"),
+    out: Path = Path("demo-runs"),
     workers: int | None = None,
 ) -> int:
     """Answer the question on the embedded text: sweep, fit, plan and report, in about ten minutes on two cores.
@@ -193,8 +193,7 @@ def demo(
     """
     from disco import demo
 
-    demo.run(quick=quick, seed=seed, out=out, workers=workers)
-    return 0
+    return demo.run(quick=quick, seed=seed, out=out, workers=workers)
 
 
 app.command(sweep_app, name="sweep", help="Train the runs of a study, or see how far they are.")
@@ -232,7 +231,12 @@ def _parse(args: Sequence[str] | None) -> Callable[[], int]:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        lines = [line.strip("│ ") for line in box.getvalue().splitlines() if line[:1] not in "╭╰"]
-        parts = [part.strip(" .") for part in re.split("─+", " ".join(lines))]
-        told = [part for part in parts if part and not part.startswith(("For full", "Argument helptext", "Perhaps"))]
-        raise UserError("; ".join([*told, "see disco --help"])) from None
+        raise UserError(f"{_one_line(box.getvalue())}; see disco --help") from None
+
+
+def _one_line(box: str) -> str:
+    """What tyro's box says, without its frame (drawn in UTF-8 or in ASCII), its title and its hints."""
+    lines = re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()
+    text = " ".join(line.strip("│╰╯ ") for line in lines[1 if lines[0].startswith("╭") else 2 :])
+    parts = [part.strip(" .") for part in re.split("[─-]{4,}", text)]
+    return "; ".join(p for p in parts if p and not p.startswith(("For full", "Argument helptext", "Perhaps")))

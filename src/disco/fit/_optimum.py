@@ -241,7 +241,7 @@ class _Parabola:
         r = self._b**2 - t2 * v_bb
         if p <= 0:
             return None, True
-        half = math.sqrt(max(q * q - p * r, 0.0)) / p
+        half = math.sqrt(max(q * q - p * r, 0.0)) / float(p)
         centre = float(self._shift - q / p)
         return (centre - half, centre + half), False
 

@@ -48,7 +48,7 @@ class PowerLaw(Result):
         return self.n - len(self.covariance)
 
     def interval(self, name: str, confidence: float = 0.9) -> tuple[float, float]:
-        """Confidence interval of one exponent (Student's t)."""
+        """Confidence interval of one exponent (Student's t); NaN with as many parameters as points."""
         half = _student(confidence, self.freedom) * self.standard_errors[name]
         return self.exponents[name] - half, self.exponents[name] + half
 
@@ -56,6 +56,8 @@ class PowerLaw(Result):
         """Prediction interval of log2 y at ``{name: x}`` (x as given to the fit, not its logarithm)."""
         row = np.array([1.0, *(_term(name, values) for name in self.exponents)])
         log2 = float(row @ np.array([self.intercept, *self.exponents.values()]))
+        if self.freedom < 1:
+            return Prediction(log2, -math.inf, math.inf)
         variance = float(row @ np.array(self.covariance) @ row) + self.scatter**2
         half = _student(confidence, self.freedom) * math.sqrt(max(variance, 0.0))
         return Prediction(log2, log2 - half, log2 + half)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
-from typing import Any
 
 import numpy as np
 
@@ -167,18 +166,18 @@ def _rules(
 ) -> Iterator[Rule]:
     def rule(name: str, recipe: str, condition: str, rows: Sequence[dict[str, float]], total: int) -> Rule:
         """Fits "y" of the rows (log2) to their other entries."""
-        reason = _not_enough(rows, total, "horizons" if "batch" not in rows[0] else "cells") if rows else ""
-        reason = reason or ("" if rows else f"no optimum inside the grid among {total}")
+        planar = "batch, tokens" in name
+        reason = _not_enough(rows, total, planar)
         law = None
         if not reason:
-            names = [key for key in rows[0] if key != "y"]
+            names = ("batch", "tokens") if planar else ("tokens",)
             law = power_law([2.0 ** row["y"] for row in rows], {key: [row[key] for row in rows] for key in names})
-            law = _with_interaction(law, rows) if len(names) == 2 else law
+            law = _with_interaction(law, rows) if planar else law
         return Rule(*study, name, recipe, condition, law, len(rows), total - len(rows), reason)
 
     several = any(len(item.batches) > 1 for item in horizons)
     best = [item for item in horizons if not item.at_edge]
-    where = "at the best batch" if several else f"at a batch of {horizons[0].batch:,} tokens"
+    where = "at the best batch" if several else f"at a batch of {_listed([horizons[0].batch])} tokens"
     for recipe in ("quadratic", "paper"):
         found = [cell for cell in cells if math.isfinite(cell.rate(recipe))]
         rows = [{"y": c.rate(recipe), "batch": float(c.batch), "tokens": float(c.tokens)} for c in found]
@@ -205,17 +204,17 @@ def _cell_of(cells: Sequence[Cell], item: Horizon) -> Cell:
     return next(cell for cell in cells if (cell.batch, cell.tokens) == (item.batch, item.tokens))
 
 
-def _not_enough(rows: Sequence[dict[str, float]], total: int, noun: str) -> str:
-    """Why these optima do not carry a rule; empty when they do."""
+def _not_enough(rows: Sequence[dict[str, float]], total: int, planar: bool) -> str:
+    """Why these optima do not carry a rule in tokens, or in batch and tokens; empty when they do."""
     horizons = len({row["tokens"] for row in rows})
-    batches = len({row.get("batch", 0.0) for row in rows})
+    noun = "cells" if planar else "horizons"
     found = f"not enough: {len(rows)} of {total} {noun} have an optimum inside the grid"
-    if "batch" in rows[0] and batches < 2:
-        return f"{found}, all at one batch; needed: 2 batches"
-    if "batch" in rows[0] and len(rows) < MIN_CELLS:
+    if planar and len({row["batch"] for row in rows}) < 2:
+        return f"{found}, at fewer than 2 batches; needed: {MIN_CELLS} at 2 batches"
+    if planar and len(rows) < MIN_CELLS:
         return f"{found}; needed: {MIN_CELLS}"
     if horizons < MIN_HORIZONS:
-        return f"{found}, at {horizons} numbers of tokens; needed: {MIN_HORIZONS}"
+        return f"{found}; needed: {MIN_HORIZONS} numbers of tokens, found {horizons}"
     return ""
 
 
@@ -241,7 +240,7 @@ def _token_paths(fit: StudyFit) -> Iterator[Path]:
         cells, horizons = fit.of(*study)
         use = [item for item in horizons if math.isfinite(item.smooth_norm) and not item.at_edge]
         several = any(len(item.batches) > 1 for item in horizons)
-        where = "at the best batch" if several else f"at a batch of {horizons[0].batch:,} tokens"
+        where = "at the best batch" if several else f"at a batch of {_listed([horizons[0].batch])} tokens"
         curvature = [norm.curvature for norm in (_cell_of(cells, item).norm for item in use) if norm]
         yield _path(*study, "tokens", where, use, [float(item.tokens) for item in use], curvature)
 
@@ -252,7 +251,8 @@ def _size_paths(fit: StudyFit, axis: str, other: str) -> Iterator[Path]:
     def fixed(item: Horizon) -> tuple[str, float]:
         return item.family, float(getattr(item, other))
 
-    known = [h for h in fit.horizons if np.isfinite([h.smooth_norm, h.width, h.depth]).all()]
+    inside = [item for item in fit.horizons if not item.at_edge]
+    known = [item for item in inside if np.isfinite([item.smooth_norm, item.width, item.depth]).all()]
     for (family, value), group in groupby(sorted(known, key=fixed), key=fixed):
         by_tokens: dict[int, list[Horizon]] = {}
         for item in group:
@@ -263,7 +263,7 @@ def _size_paths(fit: StudyFit, axis: str, other: str) -> Iterator[Path]:
             continue
         found = (fit.cell(item.family, item.model, item.batch, item.tokens) for item in use)
         curvature = [cell.norm.curvature for cell in found if cell and cell.norm]
-        where = f"{other} {value:g}, {tokens:,} tokens, at the best batch"
+        where = f"{other} {value:g}, {_listed([tokens])} tokens, at the best batch"
         yield _path(family, "", axis, where, use, [float(getattr(item, axis)) for item in use], curvature)
 
 
@@ -282,25 +282,27 @@ def _path(
 
 def _warnings(fit: StudyFit) -> Iterator[str]:
     """What a reader must know before the numbers."""
+    if len({cell.tokens for cell in fit.cells}) > 1:
+        yield "horizons of one run are correlated but fitted as independent, so standard errors of rules are too small"
     for family, model in fit.studies:
         cells, horizons = fit.of(family, model)
-        name = " ".join(part for part in (model, family) if part)
+        name = ", ".join(part for part in (model, family) if part)
         bad = [cell for cell in cells if not cell.usable]
         if bad:
             yield f"{name}: {len(bad)} of {len(cells)} cells have no optimum inside the grid and are left out of rules"
         for flag, wanted in (("edge-low", "lower"), ("edge-high", "higher")):
-            batches = sorted({cell.batch for cell in bad if flag in cell.lr.flags})
-            if batches:
-                yield f"{name}: {wanted} learning rates are needed at a batch of {_listed(batches)} tokens"
-            tokens = [item.tokens for item in horizons if flag in item.flags]
-            if tokens:
+            edges = groupby((c for c in bad if flag in c.lr.flags), key=lambda cell: cell.tokens)
+            places = [f"{_listed([tokens])} tokens (batch {_listed([c.batch for c in g])})" for tokens, g in edges]
+            if places:
+                yield f"{name}: {wanted} learning rates are needed at {', '.join(places)}"
+            tokens_at = [item.tokens for item in horizons if flag in item.flags]
+            if tokens_at:
                 kind = "smaller" if flag == "edge-low" else "larger"
-                yield f"{name}: a {kind} batch may be better still at {_listed(tokens)} tokens"
+                yield f"{name}: a {kind} batch may be better still at {_listed(tokens_at)} tokens"
         if any("one-batch" in item.flags for item in horizons):
             yield f"{name}: one batch only, so nothing is known about the best one"
-        if len(horizons) > 1:
-            yield f"{name}: horizons of one run are correlated, so the rules' standard errors are too small"
 
 
-def _listed(values: Sequence[Any]) -> str:
-    return ", ".join(f"{value:,}" for value in values)
+def _listed(values: Sequence[int]) -> str:
+    """Counts as powers of two where they are: "2^9, 2^10, 1,536"."""
+    return ", ".join(f"2^{v.bit_length() - 1}" if v & (v - 1) == 0 else f"{v:,}" for v in values)

@@ -136,9 +136,8 @@ def _batch(rule: Rule, horizons: Sequence[Horizon], tokens: int, given: int | No
         return Estimate(value, (2**prediction.low, 2**prediction.high), "rule", why)
     last = horizons[-1]
     edge = ", which is at the edge of the grid of batches" if last.at_edge else ""
-    return Estimate(
-        float(min(last.batch, tokens)), None, "default", f"best of the grid at {last.tokens:,} tokens{edge}; {why}"
-    )
+    where = f"best of the grid at {_power(last.tokens)} tokens{edge}"
+    return Estimate(float(min(last.batch, tokens)), None, "default", f"{where}; {why}")
 
 
 def _rate(rule: Rule, found: Sequence[Cell], tokens: int, batch: float) -> Estimate:
@@ -148,7 +147,7 @@ def _rate(rule: Rule, found: Sequence[Cell], tokens: int, batch: float) -> Estim
     if not found:
         return Estimate(math.nan, None, "default", f"no cell has an optimum inside its grid of learning rates; {why}")
     cell = min(found, key=lambda c: (abs(math.log2(c.tokens / tokens)), abs(math.log2(c.batch / batch))))
-    where = f"optimum at {cell.tokens:,} tokens and a batch of {cell.batch:,}"
+    where = f"optimum at {_power(cell.tokens)} tokens and a batch of {_power(cell.batch)}"
     return Estimate(2 ** cell.rate(), None, "default", f"{where}, carried over unchanged; {why}")
 
 
@@ -182,11 +181,16 @@ def _warnings(fit: StudyFit, family: str, model: str, numbers: Sequence[Estimate
     batch = numbers[0].value
     grid = sorted({cell.batch for cell in cells})
     if not grid[0] <= batch <= grid[-1]:
-        warnings.append(f"a batch of {batch:,.0f} lies outside the grid of {grid[0]:,} to {grid[-1]:,} tokens")
+        warnings.append(
+            f"a batch of {_power(batch)} lies outside the grid of {_power(grid[0])} to {_power(grid[-1])} tokens"
+        )
     if len({study[0] for study in fit.studies}) > 1:
         warnings.append(f"the study has several families; this is for {family!r}")
     rule = fit.rule(family, model, "lr(batch, tokens)")
     warnings += [note for note in (rule.law.warnings if rule.law else ()) if "plane" in note]
-    if len(horizons) > 1:
-        warnings.append("intervals take the horizons of a run as independent, which makes them too narrow")
     return warnings
+
+
+def _power(value: float) -> str:
+    """2^22 or 2^20.58."""
+    return f"2^{math.log2(value):.2f}".rstrip("0").rstrip(".")

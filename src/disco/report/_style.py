@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import polars as pl
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-WIDTH = 1180
+WIDTH, NARROW = 1180, 760
 COLUMNS = 3
+PANELS = 6
+"""Most panels of one figure; of more batches or horizons, evenly spaced ones are shown."""
 SCALE = "Viridis"
 INK, ACCENT = "#2a2a2a", "#d6336c"
 
@@ -24,18 +27,23 @@ class Colours:
     END = 0.9
 
     def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low, max(high, low + 1e-9)
+        self.low, self.high = float(low), float(max(high, low + 1e-9))
 
     def at(self, value: float) -> str:
         part = (value - self.low) / (self.high - self.low)
-        return str(sample_colorscale(SCALE, [self.END * min(max(part, 0.0), 1.0)])[0])
+        return _sample(round(self.END * min(max(part, 0.0), 1.0), 3))
 
     def bar(self, figure: go.Figure, title: str) -> None:
         """Adds a colour bar in powers of two to a figure whose traces use ``at``."""
         stops = np.linspace(0, 1, 9)
-        scale = [[float(s), sample_colorscale(SCALE, [self.END * s])[0]] for s in stops]
+        scale = [[float(stop), _sample(self.END * stop)] for stop in stops]
         marker = {"color": [self.low, self.high], "colorscale": scale, "showscale": True, "colorbar": bar(title)}
         figure.add_scatter(x=[None, None], y=[None, None], mode="markers", marker=marker, showlegend=False)
+
+
+@cache
+def _sample(part: float) -> str:
+    return str(sample_colorscale(SCALE, [part])[0])
 
 
 def bar(title: str) -> dict[str, Any]:
@@ -51,6 +59,11 @@ def power(log2: float) -> str:
 def log2(values: Iterable[float] | pl.Series) -> list[float | None]:
     """Rounded logarithms for a figure; None where there is none."""
     return [round(math.log2(v), 4) if v is not None and math.isfinite(v) and v > 0 else None for v in values]
+
+
+def chained(lines: Iterable[Iterable[float | None]]) -> list[float | None]:
+    """Several lines as one, with gaps between them: plotly draws one long trace much faster than many."""
+    return [value for line in lines for value in (*line, None)]
 
 
 def rounded(values: Iterable[float]) -> list[float]:
@@ -77,8 +90,7 @@ def single(height: int = 440) -> go.Figure:
 
 def panels(titles: Sequence[str], height: int, columns: int = COLUMNS, shared: bool = True) -> go.Figure:
     """An empty figure with one panel per title, ``height`` pixels each; ``shared``: one y range for all."""
-    columns = min(columns, max(len(titles), 2))
-    rows = math.ceil(len(titles) / columns)
+    rows, columns = math.ceil(len(titles) / columns), min(columns, len(titles))
     total = rows * height + 110
     figure = make_subplots(
         rows=rows,
@@ -89,13 +101,13 @@ def panels(titles: Sequence[str], height: int, columns: int = COLUMNS, shared: b
         vertical_spacing=75 / (total - 130) if rows > 1 else 0,
     )
     figure.update_annotations(font={"size": 13, "color": INK})
-    return _framed(figure, total)
+    return _framed(figure, total, WIDTH if len(titles) > 1 else NARROW)
 
 
-def _framed(figure: go.Figure, height: int) -> go.Figure:
+def _framed(figure: go.Figure, height: int, width: int = WIDTH) -> go.Figure:
     figure.update_layout(
         template="plotly_white",
-        width=WIDTH,
+        width=width,
         height=height,
         margin={"l": 70, "r": 30, "t": 40, "b": 60},
         font={"size": 12.5, "color": INK},

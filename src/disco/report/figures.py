@@ -1,36 +1,45 @@
-"""The figures of a report, from tables of curves and fits. Each is a plotly figure, or None where data are missing."""
+"""The figures of a report. Here those of training, from tables of curves; ``_fit_figures`` has those of fits.
+
+Each is a plotly figure, or None where data are missing.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from disco.fit import NORM, Cell, Horizon, Path, StudyFit
-from disco.guide import Plan
+from disco.fit import NORM
+from disco.report._fit_figures import first_hits, loss_bowls, norm_over_tokens, rate_against_batch, size_bowls
 from disco.report._style import (
     ACCENT,
-    INK,
-    SCALE,
+    PANELS,
     Colours,
-    bar,
     cell,
+    chained,
     log2,
     panels,
     power,
     powers,
     rounded,
-    single,
     spaced,
     x_titles,
     y_titles,
-)  # fmt: skip
+)
 
-PANELS = 6
-"""Most panels of one figure; of more batches or horizons, evenly spaced ones are shown."""
+__all__ = [
+    "first_hits",
+    "layer_norms",
+    "loss_against_norm",
+    "loss_bowls",
+    "norm_against_progress",
+    "norm_over_tokens",
+    "rate_against_batch",
+    "size_bowls",
+]
+
 ASSIGNED = {"input": "one_to_rms", "hidden": "rms_to_rms", "output": "rms_to_inf"}
 """The norm whose steepest descent updates a layer group."""
 
@@ -47,16 +56,22 @@ def loss_against_norm(curves: pl.DataFrame) -> go.Figure | None:
     batches = spaced(_values(data, "batch"), PANELS)
     rates = np.log2(data["lr"].to_numpy())
     colours = Colours(rates.min(), rates.max())
-    figure = panels([f"batch {power(math.log2(batch))} tokens" for batch in batches], height=270)
+    figure = panels([f"batch {power(math.log2(batch))} tokens" for batch in batches], height=290)
     for panel, batch in enumerate(batches):
-        for run in data.filter(pl.col("batch") == batch).partition_by("run", maintain_order=True):
-            rate = math.log2(run["lr"][0])
+        for same in data.filter(pl.col("batch") == batch).partition_by("lr", maintain_order=True):
+            rate = math.log2(same["lr"][0])
+            runs = same.partition_by("run", maintain_order=True)
             figure.add_scatter(
-                x=log2(run[NORM]), y=rounded(run["loss_train"]), mode="lines+markers", showlegend=False, **cell(panel),
-                line={"color": colours.at(rate), "width": 1.5},
-                marker={"color": colours.at(rate), "size": [0] * (len(run) - 1) + [8], "opacity": 1},
+                x=chained(log2(run[NORM]) for run in runs), y=chained(rounded(run["loss_train"]) for run in runs),
+                mode="lines+markers", showlegend=False, **cell(panel), line={"color": colours.at(rate), "width": 1.5},
+                marker={
+                    "color": colours.at(rate), "opacity": 1,
+                    "size": [size for run in runs for size in (*[0] * (len(run) - 1), 8, 0)],
+                },
                 hovertemplate=f"lr {power(rate)}<br>norm 2<sup>%{{x:.2f}}</sup><br>loss %{{y:.3f}}<extra></extra>",
             )  # fmt: skip
+    low, high = (float(np.quantile(data["loss_train"].to_numpy(), part)) for part in (0, 1))
+    figure.update_yaxes(range=[low - 0.03 * (high - low), low + 0.5 * (high - low)])
     colours.bar(figure, "learning rate")
     powers(figure, x=True)
     x_titles(figure, "output norm", len(batches))
@@ -78,187 +93,23 @@ def norm_against_progress(curves: pl.DataFrame, target: float) -> go.Figure | No
     colours = Colours(math.log2(batches[0]), math.log2(batches[-1]))
     axes = {"step": "steps", "tokens": "tokens", "path": "path length (sum of learning rates)"}
     figure = panels(["", "", ""], height=360)
-    named: set[int] = set()
     for panel, (column, title) in enumerate(axes.items()):
         figure.update_xaxes(title=title, **cell(panel))
-        for run in data.sort("batch").partition_by("run", maintain_order=True):
-            batch = run["batch"][0]
-            label = f"batch {power(math.log2(batch))}"
+        for same in data.partition_by("batch", maintain_order=True):
+            octave = math.log2(same["batch"][0])
+            runs = same.partition_by("run", maintain_order=True)
+            name = f"batch {power(octave)}"
             figure.add_scatter(
-                x=log2(run[column]), y=log2(run[NORM]), mode="lines", opacity=0.8, **cell(panel),
-                line={"color": colours.at(math.log2(batch)), "width": 1.2},
-                name=label, legendgroup=label, showlegend=batch not in named,
-                hovertemplate=f"{label}, lr {power(math.log2(run['lr'][0]))}"
+                x=chained(log2(run[column]) for run in runs), y=chained(log2(run[NORM]) for run in runs), mode="lines",
+                customdata=chained(log2(run["lr"]) for run in runs), opacity=0.8, **cell(panel),
+                line={"color": colours.at(octave), "width": 1.2}, name=name, legendgroup=name, showlegend=panel == 0,
+                hovertemplate=f"{name}, lr 2<sup>%{{customdata:.2f}}</sup>"
                 "<br>2<sup>%{x:.1f}</sup>: norm 2<sup>%{y:.2f}</sup><extra></extra>",
             )  # fmt: skip
-            named.add(batch)
     if math.isfinite(target):
         figure.add_hline(y=target, line={"color": ACCENT, "width": 1.5, "dash": "dash"})
     powers(figure, x=True, y=True)
     y_titles(figure, "output norm", 3)
-    return figure
-
-
-def loss_bowls(fit: StudyFit, family: str, model: str) -> go.Figure | None:
-    """Loss against norm for every batch, one panel per number of tokens, with the fitted optima."""
-    cells = [c for c in fit.of(family, model)[0] if c.norm is not None]
-    if not cells:
-        return None
-    horizons = spaced(sorted({c.tokens for c in cells}), PANELS)
-    batches = sorted({c.batch for c in cells})
-    colours = Colours(math.log2(batches[0]), math.log2(batches[-1]))
-    figure = panels([f"{power(math.log2(tokens))} tokens" for tokens in horizons], height=290, shared=False)
-    named: set[str] = set()
-    for panel, tokens in enumerate(horizons):
-        shown = [c for c in cells if c.tokens == tokens]
-        for each in shown:
-            octave = math.log2(each.batch)
-            _bowl(figure, each, f"batch {power(octave)}", colours.at(octave), cell(panel), named)
-        _zoom(figure, shown, cell(panel))
-    _key(figure)
-    powers(figure, x=True)
-    x_titles(figure, "output norm", len(horizons))
-    y_titles(figure, "loss (nats)", len(horizons))
-    return figure
-
-
-def size_bowls(fit: StudyFit, paths: Sequence[Path]) -> go.Figure | None:
-    """Loss against norm at the best batch for models of different width or depth, one panel per path of the fit."""
-    if not paths:
-        return None
-    columns = 2
-    figure = panels([f"{path.axis} ({path.condition})" for path in paths], height=340, columns=columns, shared=False)
-    models = list(dict.fromkeys(item.model for item in fit.horizons))
-    colours = Colours(0, max(1, len(models) - 1))
-    named: set[str] = set()
-    for panel, path in enumerate(paths):
-        best = {(h.model, h.tokens): h.batch for h in fit.horizons if h.family == path.family}
-        found = [fit.cell(path.family, model, best[model, tokens], tokens) for model, tokens in path.at]
-        shown = [c for c in found if c is not None and c.norm is not None]
-        for each in shown:
-            _bowl(figure, each, each.model, colours.at(models.index(each.model)), cell(panel, columns), named)
-        _zoom(figure, shown, cell(panel, columns))
-    _key(figure)
-    powers(figure, x=True)
-    x_titles(figure, "output norm", len(paths), columns)
-    y_titles(figure, "loss (nats)", len(paths), columns)
-    return figure
-
-
-def norm_over_tokens(fit: StudyFit) -> go.Figure | None:
-    """Optimal norm at the best batch against tokens, for every model, with the fitted line."""
-    figure = single(400)
-    colours = Colours(0, max(1, len(fit.studies) - 1))
-    levels: list[float] = []
-    for index, study in enumerate(fit.studies):
-        items = [item for item in fit.of(*study)[1] if math.isfinite(item.norm)]
-        if not items:
-            continue
-        intervals = [_norm_interval(fit, item) for item in items]
-        figure.add_scatter(
-            x=log2(item.tokens for item in items), y=[item.norm for item in items],
-            error_y={
-                "symmetric": False, "width": 4, "thickness": 1.2,
-                "array": [high - item.norm for item, (_, high) in zip(items, intervals, strict=True)],
-                "arrayminus": [item.norm - low for item, (low, _) in zip(items, intervals, strict=True)],
-            },
-            mode="markers", name=", ".join(filter(None, reversed(study))),
-            marker={
-                "size": 11, "color": colours.at(index), "line": {"width": 2, "color": colours.at(index)},
-                "symbol": ["circle-open" if item.at_edge else "circle" for item in items],
-            },
-            hovertemplate="2<sup>%{x:.1f}</sup> tokens: norm 2<sup>%{y:.2f}</sup><extra></extra>",
-        )  # fmt: skip
-        levels += [item.norm for item in items]
-        law = fit.rule(*study, "norm(tokens)").law
-        if law is not None:
-            ends = (items[0].tokens, 2 * items[-1].tokens)
-            line = [law.predict({"tokens": float(tokens)}).log2 for tokens in ends]
-            style = {"color": colours.at(index), "width": 1, "dash": "dot"}
-            figure.add_scatter(x=log2(ends), y=line, mode="lines", line=style, showlegend=False, hoverinfo="skip")
-    if not levels:
-        return None
-    middle = (min(levels) + max(levels)) / 2
-    reach = max(1.0, 0.75 * (max(levels) - min(levels)))
-    powers(figure, x=True, y=True)
-    figure.update_xaxes(title="tokens", dtick=1)
-    figure.update_yaxes(title="optimal output norm", range=[middle - reach, middle + reach], dtick=0.5)
-    figure.update_layout(showlegend=True)
-    return figure
-
-
-def first_hits(fit: StudyFit, family: str, model: str) -> go.Figure | None:
-    """Learning rate against batch of the runs whose norm crosses its optimum, coloured by the tokens it took."""
-    hits = [hit for hit in fit.hits if (hit.family, hit.model) == (family, model)]
-    if not hits:
-        return None
-    tokens = np.log2([hit.tokens for hit in hits])
-    batches = sorted({hit.batch for hit in hits})
-    figure = single()
-    law = fit.rule(family, model, "first-hit lr(batch, tokens)").law
-    octaves = range(math.ceil(tokens.min()), math.floor(tokens.max()) + 1) if law else ()
-    for octave in octaves:
-        assert law is not None
-        line = [law.predict({"batch": batch, "tokens": 2.0**octave}).log2 for batch in (batches[0], batches[-1])]
-        figure.add_scatter(
-            x=log2((batches[0], batches[-1])), y=line, mode="lines+text", text=["", f" {power(octave)} tokens"],
-            textposition="middle right", textfont={"size": 11}, showlegend=False, hoverinfo="skip",
-            line={"color": Colours(tokens.min(), tokens.max()).at(octave), "width": 1, "dash": "dot"},
-        )  # fmt: skip
-    figure.add_scatter(
-        x=log2(hit.batch for hit in hits), y=rounded(hit.lr for hit in hits), mode="markers", showlegend=False,
-        marker={
-            "size": 13, "color": rounded(tokens), "colorscale": SCALE, "line": {"width": 1, "color": "white"},
-            "colorbar": bar("tokens at the crossing"),
-        },
-        hovertemplate="batch 2<sup>%{x:.0f}</sup>, lr 2<sup>%{y:.2f}</sup>: 2<sup>%{marker.color:.2f}</sup> tokens"
-        "<extra></extra>",
-    )  # fmt: skip
-    powers(figure, x=True, y=True)
-    figure.update_xaxes(title="batch (tokens)", dtick=1)
-    figure.update_yaxes(title="learning rate")
-    return figure
-
-
-def rate_against_batch(fit: StudyFit, plan: Plan) -> go.Figure | None:
-    """Optimal learning rate against batch per number of tokens, the fitted rule, and the plan."""
-    cells, _ = fit.of(plan.family, plan.model)
-    if not any(c.usable for c in cells):
-        return None
-    horizons = sorted({c.tokens for c in cells})
-    colours = Colours(math.log2(horizons[0]), math.log2(horizons[-1]))
-    figure = single(500)
-    for tokens in horizons:
-        colour, name = colours.at(math.log2(tokens)), f"{power(math.log2(tokens))} tokens"
-        group = [c for c in cells if c.tokens == tokens]
-        inside = [c for c in group if c.usable]
-        _rates(figure, inside, colour, name)
-        edge = [c for c in group if not c.usable and math.isfinite(c.lowest.loss)]
-        figure.add_scatter(
-            x=log2(c.batch for c in edge), y=rounded(c.lowest.lr for c in edge), mode="markers", legendgroup=name,
-            marker={"symbol": "x-thin", "size": 8, "line": {"width": 1.5, "color": colour}}, showlegend=False,
-            hovertemplate="no optimum inside the grid<extra></extra>",
-        )  # fmt: skip
-        if inside:
-            _rule_line(figure, fit, plan, tokens, [c.batch for c in inside], colour, name)
-    batches = [c.batch for c in cells]
-    _rule_line(figure, fit, plan, plan.tokens, [*batches, plan.batch.value], ACCENT, "plan")
-    if math.isfinite(plan.lr.value):
-        x, y = math.log2(plan.batch.value), math.log2(plan.lr.value)
-        low, high = (math.log2(end) for end in plan.lr.interval) if plan.lr.interval else (y, y)
-        error = {"symmetric": False, "array": [high - y], "arrayminus": [y - low], "color": ACCENT}
-        default = "" if plan.supported else " (default)"
-        figure.add_scatter(
-            x=[x], y=[y], mode="markers", marker={"symbol": "star", "size": 17, "color": ACCENT}, error_y=error,
-            name=f"plan for {power(math.log2(plan.tokens))}{default}", legendgroup="plan",
-        )  # fmt: skip
-    figure.add_scatter(
-        x=[None], y=[None], mode="markers", name="lowest of the grid,<br>but no optimum",
-        marker={"symbol": "x-thin", "size": 8, "line": {"width": 1.5, "color": INK}},
-    )  # fmt: skip
-    powers(figure, x=True, y=True)
-    figure.update_xaxes(title="batch (tokens)", dtick=1)
-    figure.update_yaxes(title="optimal learning rate")
     return figure
 
 
@@ -302,88 +153,3 @@ def _measured(curves: pl.DataFrame, *names: str) -> pl.DataFrame:
 
 def _values(data: pl.DataFrame, column: str) -> list:
     return data[column].unique().sort().to_list()
-
-
-def _bowl(figure: go.Figure, of: Cell, name: str, colour: str, where: dict[str, int], named: set[str]) -> None:
-    """One cell: its runs, the parabola near its minimum, and the minimum or the lowest run where there is none."""
-    points = sorted((p for p in of.points if math.isfinite(p.norm) and math.isfinite(p.loss)), key=lambda p: p.norm)
-    label = {"name": name, "legendgroup": name, **where}
-    figure.add_scatter(
-        x=rounded(p.norm for p in points), y=rounded(p.loss for p in points), mode="markers", **label,
-        marker={"size": 5.5, "color": colour}, showlegend=name not in named,
-        customdata=[power(p.lr) for p in points],
-        hovertemplate=f"{name}, lr %{{customdata}}<br>norm 2<sup>%{{x:.2f}}</sup>, loss %{{y:.3f}}<extra></extra>",
-    )  # fmt: skip
-    named.add(name)
-    best = of.norm
-    if best is None or not points:
-        return
-    quiet = {"showlegend": False, **label}
-    if not best.usable:
-        low = min(points, key=lambda p: p.loss)
-        marker = {"symbol": "circle-open", "size": 13, "color": colour, "line": {"width": 2}}
-        figure.add_scatter(x=[low.norm], y=[low.loss], mode="markers", marker=marker, hoverinfo="skip", **quiet)
-        return
-    x = np.linspace(max(points[0].norm, best.x - 1.5), min(points[-1].norm, best.x + 1.5), 25)
-    line = {"color": colour, "width": 1.4}
-    y = best.y + best.curvature * (x - best.x) ** 2
-    figure.add_scatter(x=rounded(x), y=rounded(y), mode="lines", line=line, hoverinfo="skip", **quiet)
-    marker = {"symbol": "star", "size": 12, "color": colour, "line": {"width": 1, "color": INK}}
-    text = f"optimum of {name}: norm {power(best.x)}, loss {best.y:.3f}<extra></extra>"
-    figure.add_scatter(
-        x=[round(best.x, 4)], y=[round(best.y, 4)], mode="markers", marker=marker, hovertemplate=text, **quiet
-    )
-
-
-def _key(figure: go.Figure) -> None:
-    """Legend entries for the two kinds of minimum."""
-    star = {"symbol": "star", "size": 12, "color": "white", "line": {"width": 1.2, "color": INK}}
-    ring = {"symbol": "circle-open", "size": 12, "color": INK, "line": {"width": 2}}
-    for marker, name in ((star, "optimum"), (ring, "lowest run,<br>not an optimum")):
-        figure.add_scatter(x=[None], y=[None], mode="markers", marker=marker, name=name)
-
-
-def _zoom(figure: go.Figure, cells: Sequence[Cell], where: dict[str, int]) -> None:
-    """Shows the bottom of the bowls: the losses up to the upper quartile, with room around."""
-    losses = [p.loss for c in cells for p in c.points if math.isfinite(p.loss) and math.isfinite(p.norm)]
-    if not losses:
-        return
-    low, high = min(losses), float(np.quantile(losses, 0.75))
-    room = max(high - low, 1e-3)
-    norms = [p.norm for c in cells for p in c.points if p.loss <= high + 0.3 * room and math.isfinite(p.norm)]
-    figure.update_yaxes(range=[low - 0.12 * room, high + 0.3 * room], **where)
-    figure.update_xaxes(range=[min(norms) - 0.3, max(norms) + 0.3], **where)
-
-
-def _norm_interval(fit: StudyFit, item: Horizon) -> tuple[float, float]:
-    found = fit.cell(item.family, item.model, item.batch, item.tokens)
-    interval = found.norm.interval if found and found.norm else None
-    return interval or (item.norm, item.norm)
-
-
-def _rates(figure: go.Figure, cells: Sequence[Cell], colour: str, name: str) -> None:
-    intervals = [c.lr.interval or (c.lr.x, c.lr.x) for c in cells]
-    figure.add_scatter(
-        x=log2(c.batch for c in cells), y=rounded(c.lr.x for c in cells), mode="markers", name=name, legendgroup=name,
-        marker={"size": 10, "color": colour},
-        error_y={
-            "symmetric": False, "width": 4, "thickness": 1.2, "color": colour,
-            "array": rounded(high - c.lr.x for c, (_, high) in zip(cells, intervals, strict=True)),
-            "arrayminus": rounded(c.lr.x - low for c, (low, _) in zip(cells, intervals, strict=True)),
-        },
-        hovertemplate="batch 2<sup>%{x:.0f}</sup>: lr 2<sup>%{y:.2f}</sup><extra></extra>",
-    )  # fmt: skip
-
-
-def _rule_line(
-    figure: go.Figure, fit: StudyFit, plan: Plan, tokens: int, batches: Sequence[float], colour: str, group: str
-) -> None:
-    law = fit.rule(plan.family, plan.model, "lr(batch, tokens)").law
-    if law is None:
-        return
-    ends = (min(batches), max(batches))
-    line = [law.predict({"batch": batch, "tokens": float(tokens)}).log2 for batch in ends]
-    style = {"color": colour, "width": 1.2, "dash": "dash" if group == "plan" else "dot"}
-    figure.add_scatter(
-        x=log2(ends), y=rounded(line), mode="lines", line=style, legendgroup=group, showlegend=False, hoverinfo="skip"
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -20,10 +20,14 @@ from disco.guide import Plan, plan
 from disco.report import figures, tables, words
 from disco.report.tables import Sheet
 from disco.runs import table
-from disco.runs.reader import Run, Runs
+from disco.runs.reader import Run
 
 OPEN = 3
 """Studies shown unfolded; further ones are folded, and drawn when opened."""
+NOTES = 8
+"""Warnings shown unfolded."""
+WRAPPED = {"because", "fit", "notes", "family"}
+"""Columns of tables whose text may break into lines."""
 
 
 @dataclass
@@ -52,51 +56,66 @@ class _Page:
         )
 
 
-def write_report(runs: Runs, fit: StudyFit, path: Path) -> Path:
+def write_report(runs: Sequence[Run], fit: StudyFit, path: Path, problems: Sequence[str] = ()) -> Path:
     """Writes the page of a study, whole or not at all.
 
     Args:
-        runs: As ``disco.runs.reader.read_runs`` returns them; their problems are listed on the page.
+        runs: Records, as ``disco.runs.reader.read_runs`` finds them.
         fit: Of the same runs.
         path: The HTML file to write or replace.
+        problems: What could not be read, to be listed on the page.
 
     Raises:
         UserError: the file cannot be written.
     """
     path = Path(path)
-    _write(path, _document(runs, fit))
+    _write(path, _document(runs, fit, problems))
     return path
 
 
-def _document(runs: Runs, fit: StudyFit) -> str:
-    curves = table.curves(runs.runs)
+def _document(runs: Sequence[Run], fit: StudyFit, problems: Sequence[str]) -> str:
+    curves = table.curves(runs)
     page = _Page()
     chosen = plan(fit, 2 * max(cell.tokens for cell in fit.cells))
     page.add("<h1>Learning rate and batch size</h1>", f"<p>{words.scope(runs, fit)}</p>")
     page.add('<section class="answer">', *(f"<p>{text}</p>" for text in words.answer(fit, chosen)), "</section>")
     page.add("<h2>What was found</h2>", _table(tables.optima(fit)), f"<p>{words.LEGEND}</p>")
-    page.add("<h2>The next horizon</h2>", *_plans(fit, chosen))
-    notes = [*chosen.warnings, *fit.warnings, *runs.problems]
-    page.add("<h2>Before you rely on it</h2>", "<ul>", *(f"<li>{html.escape(note)}</li>" for note in notes), "</ul>")
+    _plans(page, fit, chosen)
+    others = tuple(f"{_name(*study)}:" for study in fit.studies if study != (chosen.family, chosen.model))
+    notes = sorted(fit.warnings, key=lambda note: note.startswith(others))
+    page.add("<h2>Before you rely on it</h2>", _list([*chosen.warnings, *notes, *problems]))
     _across(page, fit)
     for index, (family, model) in enumerate(fit.studies):
-        name = html.escape(", ".join(filter(None, (model, family))))
-        unfolded = "open" if index < OPEN else ""
-        page.add(f"<details {unfolded}><summary><h2>{name}</h2></summary>")
+        name = html.escape(_name(family, model))
+        page.add(f"<details {'open' if index < OPEN else ''}><summary><h2>{name}</h2></summary>")
         own = curves.filter(pl.col("family") == family, pl.col("model") == model) if len(curves) else curves
-        _study(page, fit, family, model, own, runs.runs)
+        _study(page, fit, family, model, own, runs)
         page.add("</details>")
     return _shell("\n".join(page.parts))
 
 
-def _plans(fit: StudyFit, chosen: Plan) -> Iterator[str]:
-    """The plan of every study, the chosen one first."""
+def _name(family: str, model: str) -> str:
+    """As in the warnings of a fit."""
+    return ", ".join(filter(None, (model, family)))
+
+
+def _plans(page: _Page, fit: StudyFit, chosen: Plan) -> None:
+    """The plan of the chosen study in full, and those of the others in one table."""
+    power = tables.power(math.log2(chosen.tokens))
+    page.add(f"<h2>{tables.superscript(f'The next horizon: {power} tokens')}</h2>")
+    page.add(_table(tables.recommendation(chosen)))
     others = [study for study in fit.studies if study != (chosen.family, chosen.model)]
-    for family, model in [(chosen.family, chosen.model), *others]:
-        each = plan(fit, chosen.tokens, model=model, family=family)
-        name = ", ".join(filter(None, (model, family)))
-        yield f"<h3>{html.escape(name)}: {chosen.tokens:,} tokens ({_sup(tables.power(math.log2(chosen.tokens)))})</h3>"
-        yield _table(tables.recommendation(each))
+    if others:
+        plans = [plan(fit, chosen.tokens, model=model, family=family) for family, model in others]
+        page.add("<p>The same for the other models of the study:</p>", _table(tables.plans(plans)))
+
+
+def _list(notes: Sequence[str]) -> str:
+    """The first notes as a list, the rest folded."""
+    items = [f"<li>{tables.superscript(html.escape(note))}</li>" for note in notes]
+    first, rest = items[:NOTES], items[NOTES:]
+    more = f"<details><summary>{len(rest)} more</summary><ul>{''.join(rest)}</ul></details>" if rest else ""
+    return f"<ul>{''.join(first)}</ul>{more}" if items else "<p>Nothing to warn of.</p>"
 
 
 def _across(page: _Page, fit: StudyFit) -> None:
@@ -182,19 +201,16 @@ def _near_optimum(fit: StudyFit, family: str, model: str, curves: pl.DataFrame, 
 
 
 def _table(sheet: Sheet) -> str:
+    def kind(index: int, header: str) -> str:
+        return "wrap" if header in WRAPPED else "left" if index < sheet.left else ""
+
     def row(tag: str, values: Sequence[str]) -> str:
-        cells = (
-            f"<{tag}{' class=left' if index < sheet.left or sheet.headers[index] == 'notes' else ''}>"
-            f"{_sup(html.escape(value))}</{tag}>"
-            for index, value in enumerate(values)
-        )
+        kinds = (kind(index, header) for index, header in enumerate(sheet.headers))
+        texts = (tables.superscript(html.escape(value)) for value in values)
+        cells = (f'<{tag} class="{name}">{text}</{tag}>' for name, text in zip(kinds, texts, strict=True))
         return f"<tr>{''.join(cells)}</tr>"
 
     return f"<table>{row('th', sheet.headers)}{''.join(row('td', values) for values in sheet.rows)}</table>"
-
-
-def _sup(text: str) -> str:
-    return words.superscript(text)
 
 
 def _shell(body: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -38,6 +39,11 @@ class Sheet:
 def power(log2: float, digits: int = 2) -> str:
     """2^-5.5 from -5.5; a dash where there is no number."""
     return f"2^{log2:.{digits}f}".rstrip("0").rstrip(".") if math.isfinite(log2) else "–"
+
+
+def superscript(text: str) -> str:
+    """2^-5.5 in a text as HTML."""
+    return re.sub(r"\b2\^(-?[\d.]*\d)", lambda match: f"2<sup>{match[1].replace('-', '−')}</sup>", text)
 
 
 def power_range(log2: float, interval: tuple[float, float] | None, digits: int = 2) -> str:
@@ -130,6 +136,17 @@ def recommendation(plan: Plan) -> Sheet:
         ("output norm at the end", *_estimate(plan.norm)),
     )
     return Sheet(("", "value", "90% interval", "from", "because"), rows, left=5)
+
+
+def plans(each: Sequence[Plan]) -> Sheet:
+    """One row per plan."""
+    rows = []
+    for plan in each:
+        values, interval, source, _ = zip(*(_estimate(n) for n in (plan.batch, plan.lr, plan.norm)), strict=True)
+        notes = ", ".join(f"{name}: {s}" for name, s in zip(("batch", "rate", "norm"), source, strict=True))
+        rows.append((plan.model, plan.family, values[0], values[1], interval[1], values[2], notes))
+    headers = ("model", "family", "batch (tokens)", "learning rate", "90% interval", "norm", "notes")
+    return Sheet(headers, tuple(rows), left=2)
 
 
 def _estimate(number: Estimate) -> tuple[str, ...]:

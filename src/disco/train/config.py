@@ -125,7 +125,8 @@ class DataConfig:
             match = re.fullmatch(r"bpe:(\d+)", self.tokenizer)
             _require(
                 match is not None and int(match[1]) > 256,
-                f"tokenizer must be 'bytes', 'bpe:SIZE' with SIZE above 256, or a tokenizer.json, got {self.tokenizer!r}",
+                "tokenizer must be 'bytes', 'bpe:SIZE' with SIZE above 256, or a tokenizer.json, "
+                f"got {self.tokenizer!r}",
             )
 
 

@@ -1,16 +1,16 @@
 """The proxy model: a Llama-style decoder with a parameter-free RMSNorm on the input of every Linear.
 
 Source: Filatov et al., arXiv:2510.03871, section 2 ("norm-everywhere"). The residual stream is never normalised.
-Weights come from ``disco.init_``, not from here; ``Llama.init_scales`` says which of them start smaller.
+Weights come from ``disco.init_``, not from here; ``Llama.init_scales`` says which of them start smaller. The forms
+below were chosen by their speed on one CPU core; docs/log.md has the measurements.
 
-Shape letters: B sequences, T positions, N = B T tokens, D width, H heads (query, then key, then value heads), K head
-size, F hidden width of the feed-forward block, V vocabulary, P = K/2 rotated pairs.
+Shape letters: B sequences, T positions, N = B T tokens, D width, H heads (of queries, then keys, then values), K head
+size, P = K/2 rotated pairs, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,53 +19,30 @@ from torch import Tensor, nn
 from disco.train.config import ModelConfig, Placement
 
 
-class _Normalise(torch.autograd.Function):
-    """(y, r) with r = 1/RMS(x) over the last dimension and y = r x.
-
-    The numbers of ``F.rms_norm``, with a derivative written by hand that needs half its passes over memory.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        r = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-        return x * r, r
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*output)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, grad_y: Tensor, grad_r: Tensor | None) -> tuple[Tensor, None]:
-        y, r = ctx.saved_tensors
-        along = (grad_y * y).mean(-1, keepdim=True)  # dy_i/dx_j = r (1[i=j] - y_i y_j / n)
-        if grad_r is not None:  # only in second derivatives: dr/dx_j = -r^2 y_j / n
-            along = along + grad_r * r / y.shape[-1]
-        return torch.addcmul(grad_y, y, along, value=-1) * r, None
-
-
 class RMSNorm(nn.Module):
-    """x / RMS(x) over the last dimension, without parameters."""
+    """x / max(RMS(x), sqrt(eps)) over the last dimension, without parameters; eps only guards zero vectors.
+
+    With ``vector_norm`` the derivative makes fewer passes over memory than that of ``F.rms_norm`` (docs/log.md).
+    """
 
     def __init__(self, eps: float) -> None:
         super().__init__()
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = _Normalise.apply(x, self.eps)[0]
-        return y
+        size = x.shape[-1]
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(math.sqrt(size * self.eps))
+        return x * (math.sqrt(size) / norm)
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}"
 
 
 def norm_sites(placement: Placement) -> frozenset[str]:
-    """Where a placement puts its norms, out of
+    """Where a placement puts its norms.
 
-    ``residual`` (the input of both blocks), ``qk`` (queries and keys per head, before RoPE), ``inner`` (values per
-    head, the inputs of the two down projections ``wo`` and ``w2``) and ``output`` (the input of the output layer).
+    Sites: ``residual`` is the input of both blocks, ``qk`` queries and keys per head, before RoPE, ``inner`` values per
+    head and the inputs of the last projections ``wo`` and ``w2``, ``output`` the input of the output layer.
     """
     everywhere = frozenset({"residual", "qk", "inner", "output"})
     named = {"everywhere": everywhere, "all-but-output": everywhere - {"output"}, "none": frozenset[str]()}
@@ -73,7 +50,7 @@ def norm_sites(placement: Placement) -> frozenset[str]:
 
 
 def rotations(context: int, head_size: int, theta: float) -> Tensor:
-    """Cosine and sine (context, head_size/2, 2) of the RoPE angles t theta^(-2i/head_size) (Su et al., arXiv:2104.09864)."""
+    """Cosine and sine (T, P, 2) of the RoPE angles t theta^(-2i/K) (Su et al., arXiv:2104.09864)."""
     frequency_P = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
     angle_TP = torch.outer(torch.arange(context, dtype=torch.float64), frequency_P)
     return torch.stack((angle_TP.cos(), angle_TP.sin()), -1).float()
@@ -82,7 +59,7 @@ def rotations(context: int, head_size: int, theta: float) -> Tensor:
 def rotate(x_BTHK: Tensor, rotation_TP2: Tensor) -> Tensor:
     """Turns each pair (2i, 2i+1) of every head by its angle, as one complex product."""
     x_BTHP = torch.view_as_complex(x_BTHK.float().unflatten(-1, (-1, 2)))
-    turned_BTHP = x_BTHP * torch.view_as_complex(rotation_TP2).unsqueeze(1)
+    turned_BTHP = x_BTHP * torch.view_as_complex(rotation_TP2.float()).unsqueeze(1)
     return torch.view_as_real(turned_BTHP).flatten(-2).type_as(x_BTHK)
 
 
@@ -159,6 +136,8 @@ class Llama(nn.Module):
     A plain module: it works under ``torch.func.functional_call`` and ``vmap`` over stacked parameters.
     """
 
+    rotation: Tensor
+
     def __init__(self, config: ModelConfig, vocab: int) -> None:
         super().__init__()
         self.config = config
@@ -191,12 +170,13 @@ class Llama(nn.Module):
 
         The last projection of each block starts at 1/sqrt(2L) ("total") or, in layer l = 1..L, 1/sqrt(2l) ("relative").
         """
-        depths = {"identity": lambda l: 0.5, "total": lambda l: self.config.depth, "relative": lambda l: l}
-        return {
-            f"layers.{l - 1}.{name}.weight": 1 / math.sqrt(2 * depths[self.config.depth_init](l))
-            for l in range(1, self.config.depth + 1)
-            for name in ("attention.wo", "feed_forward.w2")
-        }
+        depth, scheme = self.config.depth, self.config.depth_init
+        scales = {}
+        for index in range(depth if scheme != "identity" else 0):
+            scale = 1 / math.sqrt(2 * (depth if scheme == "total" else index + 1))
+            scales[f"layers.{index}.attention.wo.weight"] = scale
+            scales[f"layers.{index}.feed_forward.w2.weight"] = scale
+        return scales
 
 
 def _norm(config: ModelConfig, wanted: bool) -> nn.Module:

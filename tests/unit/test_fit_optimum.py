@@ -1,0 +1,200 @@
+"""disco.fit.optimum: the minimum of a loss curve, its interval, and its refusals."""
+
+import math
+
+import numpy as np
+import pytest
+
+from disco.errors import UserError
+from disco.fit import Optimum, optimum
+
+GRID = np.arange(-8.0, 1.0)
+
+
+def bowl(x: np.ndarray, centre: float = -3.3, curvature: float = 0.08, low: float = 2.5) -> np.ndarray:
+    return low + curvature * (x - centre) ** 2
+
+
+def test_quadratic_recovers_an_exact_parabola() -> None:
+    found = optimum(GRID, bowl(GRID))
+    assert (found.x, found.y, found.curvature) == pytest.approx((-3.3, 2.5, 0.08), abs=1e-9)
+    assert found.nearest == 5  # GRID[5] is -3
+    assert found.flags == ()
+    assert found.usable
+    assert found.interval == pytest.approx((-3.3, -3.3), abs=1e-6)
+    assert found.n == found.effective == 5  # the five nearest of a grid of whole octaves
+
+
+def test_paper_is_the_parabola_through_the_anchor() -> None:
+    a, b, anchor = 0.13, -2.0, 11.0
+    x = np.linspace(5, 11, 13)
+    found = optimum(x, a * x**2 + b * x + anchor, recipe="paper", anchor=anchor)
+    assert found.x == pytest.approx(-b / (2 * a))
+    assert found.y == pytest.approx(anchor - b**2 / (4 * a))
+    assert found.n == 7
+    assert x[found.nearest or 0] == pytest.approx(7.5)
+
+
+def test_paper_takes_the_seven_nearest_to_the_lowest_and_weights_them() -> None:
+    rng = np.random.default_rng(3)
+    x = np.linspace(4, 10, 15)
+    y = 4 + 0.1 * (x - 7.2) ** 2 + rng.normal(0, 0.02, 15)
+    sigma = rng.uniform(0.01, 0.1, 15)
+    near = np.argsort(np.abs(x - x[np.argmin(y)]))[:7]
+    rows = np.stack([x[near] ** 2, x[near]], axis=1) / sigma[near, None]
+    a, b = np.linalg.lstsq(rows, (y[near] - 11) / sigma[near])[0]
+    found = optimum(x, y, sigma, "paper", 11.0)
+    assert found.x == pytest.approx(-b / (2 * a))
+    assert found.effective == pytest.approx(np.sum(sigma[near] ** -2.0) ** 2 / np.sum(sigma[near] ** -4.0))
+    assert found.x != pytest.approx(optimum(x, y, None, "paper", 11.0).x, abs=1e-3)
+
+
+def test_all_zero_sigma_means_equal_weights_and_one_zero_no_infinite_one() -> None:
+    y = bowl(GRID) + 0.01 * np.cos(5 * GRID)
+    assert optimum(GRID, y, np.zeros(9)) == optimum(GRID, y)
+    one = optimum(GRID, y, np.where(np.arange(9) == 4, 0.0, 0.01))
+    assert one.x == pytest.approx(optimum(GRID, y).x)
+    assert one.effective == pytest.approx(5)
+
+
+def test_one_lucky_small_sigma_does_not_collapse_the_sample() -> None:
+    sigma = np.where(np.arange(9) == 5, 1e-5, 0.01)
+    assert optimum(GRID, bowl(GRID), sigma).effective == pytest.approx(5)
+    assert optimum(GRID + 9, bowl(GRID), sigma, "paper", 11.0).effective < 1.01  # as the recipe says, and shown
+
+
+def test_order_does_not_matter_but_pairing_does() -> None:
+    rng = np.random.default_rng(0)
+    y = bowl(GRID) + rng.normal(0, 0.005, 9)
+    order = rng.permutation(9)
+    straight, shuffled = optimum(GRID, y), optimum(GRID[order], y[order])
+    assert shuffled.x == pytest.approx(straight.x)
+    assert order[shuffled.nearest or 0] == straight.nearest
+    assert optimum(GRID, y[order]).x != pytest.approx(straight.x)
+
+
+def test_seeds_are_repeats_of_x() -> None:
+    x = np.repeat(GRID, 3)
+    y = bowl(x) + np.random.default_rng(1).normal(0, 0.01, len(x))
+    found = optimum(x, y)
+    assert found.n == 15
+    assert found.interval is not None
+    single = optimum(GRID, y[::3]).interval
+    assert single is not None
+    assert np.diff(found.interval)[0] < np.diff(single)[0]
+
+
+@pytest.mark.parametrize(("centre", "flag"), [(-9.0, "edge-low"), (2.0, "edge-high")])
+@pytest.mark.parametrize("recipe", ["quadratic", "paper"])
+def test_minimum_outside_the_grid(centre: float, flag: str, recipe: str) -> None:
+    shift = 0 if recipe == "quadratic" else 14
+    found = optimum(GRID + shift, bowl(GRID, centre), recipe=recipe, anchor=11.765)  # type: ignore[arg-type]
+    assert flag in found.flags
+    assert not found.usable
+    if recipe == "quadratic":
+        assert math.isnan(found.x)
+        assert found.interval is None
+        assert found.nearest == (0 if flag == "edge-low" else 8)
+
+
+def test_edges_are_of_distinct_x() -> None:
+    x = np.array([-3.0, -2, -1, 0, 0, 0])
+    found = optimum(x, np.array([4, 3, 2, 1.2, 1.1, 1.0]))
+    assert "edge-high" in found.flags
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_diverged_runs_bound_the_grid(value: float) -> None:
+    y = bowl(GRID, -1.2)
+    y[8] = value  # 2^0 diverged; the minimum is next to it
+    found = optimum(GRID, y)
+    assert found.flags == ()
+    assert found.x == pytest.approx(-1.2)
+    y[7] = value  # now -2 is the lowest that lived: bracketed by -1, which diverged, but not measured
+    found = optimum(GRID, y)
+    assert "edge-high" not in found.flags
+    assert found.flags == ("no-minimum",)
+    assert math.isnan(found.x)
+    assert found.nearest == 6
+    # The same runs left out of the table would be an edge.
+    assert "edge-high" in optimum(GRID[:7], y[:7]).flags
+
+
+def test_a_diverged_run_without_a_norm_is_at_infinity() -> None:
+    x = np.append(GRID, math.inf)
+    falling = np.append(bowl(GRID, 0.0), math.inf)
+    assert "edge-high" not in optimum(x, falling).flags
+    assert "edge-high" in optimum(GRID, falling[:-1]).flags
+
+
+def test_missing_x_is_left_out() -> None:
+    x, y = np.append(GRID, math.nan), np.append(bowl(GRID), 0.0)
+    assert optimum(x, y) == optimum(GRID, bowl(GRID))
+
+
+def test_a_curve_that_is_level_or_turns_down_has_no_minimum() -> None:
+    assert optimum(GRID, np.full(9, 2.5)).flags == ("edge-low", "flat", "no-minimum")
+    down = optimum(GRID, 3 - 0.01 * (GRID + 4) ** 2)
+    assert "no-minimum" in down.flags
+    assert math.isnan(down.x)
+
+
+def test_noise_larger_than_the_bowl_is_flat() -> None:
+    y = bowl(GRID, -4, curvature=0.002) + np.array([0.3, -0.2, 0.1, 0.2, -0.25, 0.2, -0.1, 0.25, -0.05])
+    found = optimum(GRID, y)
+    assert "flat" in found.flags
+    assert found.interval is None
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_few_points(count: int) -> None:
+    x = GRID[3 : 3 + count]
+    found = optimum(x, bowl(x))
+    assert "few-points" in found.flags
+    assert found.interval is None
+    assert found.nearest == (None if count == 0 else min(count - 1, 2))
+
+
+def test_a_grid_of_diverged_runs() -> None:
+    found = optimum(GRID, np.full(9, math.inf))
+    assert found.nearest is None
+    assert found.flags == ("few-points", "no-minimum")
+
+
+def test_errors_say_what_is_wrong() -> None:
+    with pytest.raises(UserError, match=r"one length, got shapes \(9,\), \(3,\)"):
+        optimum(GRID, [1, 2, 3])
+    with pytest.raises(UserError, match="'paper' needs anchor"):
+        optimum(GRID, bowl(GRID), recipe="paper")
+    with pytest.raises(UserError, match="got 'cubic'"):
+        optimum(GRID, bowl(GRID), recipe="cubic")  # type: ignore[arg-type]
+
+
+def test_dictionary_and_back() -> None:
+    for found in (optimum(GRID, bowl(GRID)), optimum(GRID, bowl(GRID, 3))):
+        values = found.to_dict()
+        assert Optimum.from_dict(values).to_dict() == values
+    assert values["x"] is None
+    assert isinstance(values["flags"], list)
+
+
+def test_intervals_cover_and_edges_are_told() -> None:
+    """90% intervals of minimum and loss on a parabola with noise; benchmarks have the full form."""
+    rng = np.random.default_rng(7)
+    covered = loss = usable = false = missed = 0
+    runs = 300
+    for _ in range(runs):
+        centre = rng.uniform(-6.0, -2.0)
+        found = optimum(GRID, bowl(GRID, centre) + rng.normal(0, 0.01, 9))
+        false += any("edge" in flag for flag in found.flags)
+        if found.usable and found.interval and found.y_interval:
+            usable += 1
+            covered += found.interval[0] <= centre <= found.interval[1]
+            loss += found.y_interval[0] <= 2.5 <= found.y_interval[1]
+        beyond = bowl(GRID, rng.choice([-1, 1]) * rng.uniform(5, 6) - 4) + rng.normal(0, 0.01, 9)
+        missed += not any("edge" in flag for flag in optimum(GRID, beyond).flags)
+    assert usable > 0.95 * runs
+    assert 0.85 <= covered / usable <= 0.95
+    assert 0.85 <= loss / usable <= 0.95
+    assert false < 0.05 * runs
+    assert missed < 0.05 * runs
