@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from sweeps import children, records, run, start, write_study, written
+
 from disco.runs.schema import CHECKPOINTS, SUMMARY
 
 AXES = "[axes]\nlr = ['2^-4', '2^-2']\noptimizer = ['scion', {name = 'adamw', momentum = 0}]\n"

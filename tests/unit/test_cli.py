@@ -44,6 +44,12 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert seconds < 5  # about 0.5 on an idle machine
 
 
+@pytest.mark.parametrize("module", ["runs.table", "sweep.engines.local", "cli._sweep", "cli._runs", "cli._fit"])
+def test_records_studies_and_the_parent_of_a_sweep_need_no_torch(module: str) -> None:
+    done = python("-c", f"import disco.{module}, sys; print([name for name in sys.modules if name == 'torch'])")
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -154,7 +154,7 @@ def test_transfer_verdicts() -> None:
 
 
 def test_transfer_errs_at_the_stated_rate() -> None:
-    """At a true slope on the margin "transfers" is wrong, and said in at most 5% of cases; inside, "drifts" likewise."""
+    """With the true slope on the margin either firm verdict is a draw of 5%."""
     rng = np.random.default_rng(10)
     said = [
         norm_transfer(TOKENS, 64 * TOKENS**0.1 * 2 ** rng.normal(0, 0.1, 6), margin=0.1).verdict for _ in range(400)

@@ -38,7 +38,7 @@ def test_a_given_batch_is_kept_and_moves_the_rate() -> None:
     found = plan(fit, 2**22, batch=16384)
     assert (found.batch.value, found.batch.source) == (16384, "given")
     assert math.log2(found.lr.value) == pytest.approx(-4 + 0.6 * 3 - 0.5 * 2, abs=0.05)
-    assert any("2^14 tokens lies outside the grid of 2^9 to 2^13" in note for note in found.warnings)
+    assert any("2^14 lies outside the grid of 2^9 to 2^13 tokens" in note for note in found.warnings)
 
 
 def test_a_drifting_norm_is_extrapolated() -> None:

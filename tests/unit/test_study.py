@@ -153,7 +153,8 @@ def test_the_plan_as_a_table_shows_what_varies() -> None:
     ("text", "message"),
     [
         ("nmae = 'x'", "unknown key 'nmae'; did you mean 'name'?"),
-        ("name = 3", "name must be a text, got 3"),
+        ("name = 3", "name must be letters, digits, spaces and ._- (it names a folder), got 3"),
+        ("name = '../x'", "name must be letters, digits, spaces and ._- (it names a folder), got '../x'"),
         ("base = 3", "base must be a table, got 3"),
         ("[base]\nhorizn = 4", "unknown key 'horizn'; did you mean 'horizon'?"),
         ("[base.model]\nwidht = 4", "unknown key 'model.widht'; did you mean 'width'?"),

@@ -52,6 +52,7 @@ def train(
     *,
     set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.arg(metavar="KEY=VALUE"), tyro.conf.UseAppendAction] = (),
     out: Path = Path("runs"),
+    threads: int = 1,
     as_json: Json = False,
 ) -> int:
     """Train one run; the same command continues it.
@@ -60,10 +61,11 @@ def train(
         config: TOML file with the keys of TrainConfig.
         set: Settings in place of the file's, such as optimizer.lr=2^-5.
         out: Folder of run records.
+        threads: Threads of torch. With 1 the numbers are, to the bit, those of the same run in a sweep.
     """
     from disco.cli import _train
 
-    return _train.train(config, [item for group in set for item in group], out, as_json)
+    return _train.train(config, [item for group in set for item in group], out, threads, as_json)
 
 
 @_command(sweep_app, "run")

@@ -50,6 +50,11 @@ def document(content: Any) -> None:
     print(json.dumps(plain(content), indent=1, allow_nan=False))
 
 
+def event(name: str, **fields: Any) -> None:
+    """Prints one line of JSON, after those of the progress."""
+    print(json.dumps(plain({"event": name, **fields}), allow_nan=False))
+
+
 def plain(value: Any) -> Any:
     """JSON types: no NaN, no tuples, no paths."""
     if isinstance(value, Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import tempfile
 import tomllib
@@ -63,7 +64,7 @@ def _plan(study: Study, as_json: bool) -> None:
 def _ended(result: Result, out: Path, path: Path, as_json: bool) -> int:
     again = f"disco sweep run {shlex.quote(str(path))} --out {shlex.quote(str(out))}"
     if as_json:
-        print(_line(result, out))
+        _show.event("result", out=out, **dataclasses.asdict(result))
     elif result.signal is not None:
         print(f"stopped with {result.waiting} runs left; to continue: {again}")
     else:
@@ -73,13 +74,6 @@ def _ended(result: Result, out: Path, path: Path, as_json: bool) -> int:
     if result.signal is not None:
         return 128 + result.signal
     return 1 if result.failed else 0
-
-
-def _line(result: Result, out: Path) -> str:
-    import dataclasses
-    import json
-
-    return json.dumps({"event": "result", "out": str(out), **dataclasses.asdict(result)})
 
 
 def status(out: Path, as_json: bool) -> int:

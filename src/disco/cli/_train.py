@@ -19,19 +19,24 @@ from disco.train.config import ConfigError, TrainConfig, from_dict
 from disco.train.data import prepare
 
 
-def train(path: Path, settings: Sequence[str], out: Path, as_json: bool) -> int:
+def train(path: Path, settings: Sequence[str], out: Path, threads: int, as_json: bool) -> int:
     """Trains the run of a configuration file; exit code 1 if it diverged."""
+    if threads < 1:
+        raise UserError(f"--threads must be 1 or more, got {threads}")
     config = load_config(path, settings)
     config = replace(config, data=prepare(config.data, out / DATA))
 
+    import torch
+
     from disco.train.loop import train as train_run
 
+    torch.set_num_threads(threads)
     with display(as_json) as shown:
         outcome = train_run(config, out, _reporter(config, shown))
     run = read_run(out / config.id)
     loss = float(run.column(Metric.LOSS_VALID)[-1])
     if as_json:
-        _show.document({"event": "result", "folder": run.folder, "loss": loss, **(run.summary or {})})
+        _show.event("result", folder=run.folder, loss=loss, **(run.summary or {}))
     else:
         reason = (run.summary or {}).get("reason")
         print(f"{outcome} at {run.tokens:,} tokens" + (f" ({reason})" if reason else "") + f": {run.folder}")

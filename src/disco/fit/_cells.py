@@ -153,8 +153,9 @@ def complete(columns: Columns, norm: str) -> dict[str, np.ndarray]:
             raise UserError(f"fit: column {name} must be positive, got {values[bad[0]]} in row {bad[0]}")
     table["diverged"] = table["diverged"].astype(bool)
     table["loss"] = np.where(table["diverged"], math.nan, table["loss"].astype(float))
-    keep = np.isfinite(table["loss"]) | table["diverged"]
-    return {name: values[keep] for name, values in table.items()}
+    keep = np.flatnonzero(np.isfinite(table["loss"]) | table["diverged"])
+    order = keep[np.lexsort([table[name][keep] for name in ("loss", "seed", "lr")])]  # whatever the order of the rows
+    return {name: values[order] for name, values in table.items()}
 
 
 def split(table: Columns, *names: str) -> Iterator[dict[str, np.ndarray]]:

@@ -77,7 +77,8 @@ def optimum(
             the seven runs nearest to the lowest. It is a recipe, not an estimator: the fixed constant pulls the
             vertex, so its interval does not promise to cover the true minimum. "quadratic" has a free constant and
             is local: the five distinct x nearest to the minimum and all others within 1.5 octaves of it; it has no x
-            when its vertex lies outside the grid.
+            when its vertex lies outside the grid. On a lopsided curve the vertex leans to the flat side (0.1 octave
+            on a grid of octaves where one flank is half again as steep), which the interval does not know of.
         anchor: Loss at x = 0, measured at step 0, where all norms are 1. Needed by "paper" and used by it only.
         confidence: Level of the intervals: Fieller's for x (a ratio of two estimates; Fieller 1954, J. R. Stat. Soc. B
             16:175), Student's t by the residuals for y.

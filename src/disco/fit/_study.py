@@ -144,7 +144,8 @@ def fit_table(columns: Columns, norm: str = NORM) -> StudyFit:
 
 def _first_hits(cells: Sequence[Cell], horizons: Sequence[Horizon]) -> Iterator[FirstHit]:
     """Tokens at which each (batch, rate) crosses the mean optimal norm, linear in logarithms between horizons."""
-    norms = [item.smooth_norm for item in horizons if math.isfinite(item.smooth_norm)]
+    found = [item for item in horizons if math.isfinite(item.smooth_norm)]
+    norms = [item.smooth_norm for item in found if not item.at_edge] or [item.smooth_norm for item in found]
     if not norms:
         return
     curves: dict[tuple[int, float], list[tuple[float, float]]] = {}
@@ -207,15 +208,16 @@ def _cell_of(cells: Sequence[Cell], item: Horizon) -> Cell:
 def _not_enough(rows: Sequence[dict[str, float]], total: int, planar: bool) -> str:
     """Why these optima do not carry a rule in tokens, or in batch and tokens; empty when they do."""
     horizons = len({row["tokens"] for row in rows})
-    noun = "cells" if planar else "horizons"
-    found = f"not enough: {len(rows)} of {total} {noun} have an optimum inside the grid"
-    if planar and len({row["batch"] for row in rows}) < 2:
-        return f"{found}, at fewer than 2 batches; needed: {MIN_CELLS} at 2 batches"
-    if planar and len(rows) < MIN_CELLS:
-        return f"{found}; needed: {MIN_CELLS}"
-    if horizons < MIN_HORIZONS:
-        return f"{found}; needed: {MIN_HORIZONS} numbers of tokens, found {horizons}"
-    return ""
+    if not planar:
+        found = f"not enough: {len(rows)} of {total} horizons have an optimum and a best batch inside the grids"
+        return f"{found}; needed: {MIN_HORIZONS}" if horizons < MIN_HORIZONS else ""
+    batches = len({row["batch"] for row in rows})
+    if len(rows) >= MIN_CELLS and batches > 1 and horizons >= MIN_HORIZONS:
+        return ""
+    found = (
+        f"{len(rows)} of {total} cells have an optimum inside the grid, at {batches} batches and {horizons} horizons"
+    )
+    return f"not enough: {found}; needed: {MIN_CELLS} at 2 batches and {MIN_HORIZONS} horizons"
 
 
 def _with_interaction(law: PowerLaw, rows: Sequence[dict[str, float]]) -> PowerLaw:

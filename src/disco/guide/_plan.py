@@ -155,17 +155,21 @@ def _norm(fit: StudyFit, rule: Rule, tokens: int) -> Estimate:
     """The mean of the optimal norms while their slope is not told from 0, otherwise the rule."""
     path = fit.path(rule.family, rule.model)
     if not path.norm:
-        return Estimate(math.nan, None, "default", "no optimal norm was found inside the grid")
-    level, seen = sum(path.norm) / len(path.norm), (2 ** min(path.norm), 2 ** max(path.norm))
-    ends = f"from {len(path.norm)} horizons, where it lay between 2^{min(path.norm):.2f} and 2^{max(path.norm):.2f}"
+        seen_at = [item for item in fit.of(rule.family, rule.model)[1] if math.isfinite(item.norm)]
+        if not seen_at:
+            return Estimate(math.nan, None, "default", "no optimal norm was found inside the grid")
+        where = f"that of {_power(seen_at[-1].tokens)} tokens, at a batch on the edge of its grid"
+        return Estimate(2 ** seen_at[-1].norm, None, "default", where)
+    level, ends = sum(path.norm) / len(path.norm), (2 ** min(path.norm), 2 ** max(path.norm))
+    span = f"from {len(path.norm)} horizons, where it lay between 2^{min(path.norm):.2f} and 2^{max(path.norm):.2f}"
     if path.transfer is None or path.transfer.interval is None:
-        return Estimate(2 ** path.norm[-1], None, "default", f"the last one seen, {ends}")
+        return Estimate(2 ** path.norm[-1], None, "default", f"the last one seen, {span}")
     if path.transfer.constant:
-        return Estimate(2**level, seen, "mean", f"mean {ends}; verdict over tokens: {path.transfer.verdict}")
+        return Estimate(2**level, ends, "mean", f"mean {span}; verdict over tokens: {path.transfer.verdict}")
     prediction, why = _predict(rule, tokens=float(tokens))
     slope = f"it moves by {path.transfer.slope:+.2f} octaves per doubling of tokens"
     if prediction is None:
-        return Estimate(2 ** path.norm[-1], None, "default", f"the last one seen, {ends}; {slope}; {why}")
+        return Estimate(2 ** path.norm[-1], None, "default", f"the last one seen, {span}; {slope}; {why}")
     return Estimate(2**prediction.log2, (2**prediction.low, 2**prediction.high), "rule", f"{why}; {slope}")
 
 
@@ -173,7 +177,7 @@ def _warnings(fit: StudyFit, family: str, model: str, numbers: Sequence[Estimate
     warnings = []
     for name, number in zip(("batch", "learning rate"), numbers, strict=True):
         if number.source == "default":
-            warnings.append(f"the {name} is a default, not a prediction: {number.why}")
+            warnings.append(f"the {name} is a default, not a prediction")
     cells, horizons = fit.of(family, model)
     span = math.log2(horizons[-1].tokens / horizons[0].tokens)
     if octaves > max(span, 1.0):

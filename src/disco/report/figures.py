@@ -45,7 +45,9 @@ ASSIGNED = {"input": "one_to_rms", "hidden": "rms_to_rms", "output": "rms_to_inf
 
 
 def loss_against_norm(curves: pl.DataFrame) -> go.Figure | None:
-    """Training loss against output norm along every run, one panel per batch, coloured by learning rate.
+    """Loss against output norm along every run, one panel per batch, coloured by learning rate.
+
+    Lines are the training loss, averaged over half octaves of steps and their neighbours; dots the last held-out loss.
 
     Args:
         curves: Of one family and model, as ``disco.runs.table.curves`` makes it.
@@ -53,29 +55,31 @@ def loss_against_norm(curves: pl.DataFrame) -> go.Figure | None:
     data = _measured(curves, NORM, "loss_train")
     if data.is_empty():
         return None
+    ends = data.drop_nulls("loss_valid").filter(pl.col("step") > 0).group_by("run", maintain_order=True).last()
+    data = _smoothed(data)
     batches = spaced(_values(data, "batch"), PANELS)
     rates = np.log2(data["lr"].to_numpy())
     colours = Colours(rates.min(), rates.max())
     figure = panels([f"batch {power(math.log2(batch))} tokens" for batch in batches], height=290)
     for panel, batch in enumerate(batches):
         for same in data.filter(pl.col("batch") == batch).partition_by("lr", maintain_order=True):
-            rate = math.log2(same["lr"][0])
-            runs = same.partition_by("run", maintain_order=True)
+            lr, runs = same["lr"][0], same.partition_by("run", maintain_order=True)
+            dots = ends.filter(pl.col("batch") == batch, pl.col("lr") == lr)
+            look = {"color": colours.at(math.log2(lr))}
+            text = f"lr {power(math.log2(lr))}<br>norm 2<sup>%{{x:.2f}}</sup>, loss %{{y:.3f}}<extra></extra>"
+            shared = {"showlegend": False, "hovertemplate": text, **cell(panel)}
+            x, y = (chained(f(run[c]) for run in runs) for f, c in ((log2, NORM), (rounded, "loss_train")))
+            figure.add_scatter(x=x, y=y, mode="lines", line=look | {"width": 1.3}, **shared)
             figure.add_scatter(
-                x=chained(log2(run[NORM]) for run in runs), y=chained(rounded(run["loss_train"]) for run in runs),
-                mode="lines+markers", showlegend=False, **cell(panel), line={"color": colours.at(rate), "width": 1.5},
-                marker={
-                    "color": colours.at(rate), "opacity": 1,
-                    "size": [size for run in runs for size in (*[0] * (len(run) - 1), 8, 0)],
-                },
-                hovertemplate=f"lr {power(rate)}<br>norm 2<sup>%{{x:.2f}}</sup><br>loss %{{y:.3f}}<extra></extra>",
-            )  # fmt: skip
-    low, high = (float(np.quantile(data["loss_train"].to_numpy(), part)) for part in (0, 1))
+                x=log2(dots[NORM]), y=rounded(dots["loss_valid"]), mode="markers", marker=look | {"size": 8}, **shared
+            )
+    low = min(float(np.min(values.to_numpy())) for values in (data["loss_train"], ends["loss_valid"]) if len(values))
+    high = float(np.max(data["loss_train"].to_numpy()))
     figure.update_yaxes(range=[low - 0.03 * (high - low), low + 0.5 * (high - low)])
     colours.bar(figure, "learning rate")
     powers(figure, x=True)
     x_titles(figure, "output norm", len(batches))
-    y_titles(figure, "training loss (nats)", len(batches))
+    y_titles(figure, "loss (nats)", len(batches))
     return figure
 
 
@@ -149,6 +153,15 @@ def _measured(curves: pl.DataFrame, *names: str) -> pl.DataFrame:
     if not set(names) <= set(curves.columns):
         return curves.clear()
     return curves.drop_nulls(names).sort("batch", "lr", "run", "step")
+
+
+def _smoothed(data: pl.DataFrame) -> pl.DataFrame:
+    """Loss and norm of each run over half octaves of steps, and the loss over three of these: single steps are noisy,
+    and near a horizon there are several evaluations side by side."""
+    bins = data.filter(pl.col("step") > 0).with_columns((2 * pl.col("step").log(2)).round().alias("bin"))
+    means = pl.col("loss_train").mean(), pl.col(NORM).log().mean().exp()
+    binned = bins.group_by("run", "batch", "lr", "bin", maintain_order=True).agg(*means)
+    return binned.with_columns(pl.col("loss_train").rolling_mean(3, min_samples=1, center=True).over("run"))
 
 
 def _values(data: pl.DataFrame, column: str) -> list:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import math
 import os
@@ -20,7 +21,7 @@ from disco.guide import Plan, plan
 from disco.report import figures, tables, words
 from disco.report.tables import Sheet
 from disco.runs import table
-from disco.runs.reader import Run
+from disco.runs.reader import Run, Runs
 
 OPEN = 3
 """Studies shown unfolded; further ones are folded, and drawn when opened."""
@@ -56,20 +57,20 @@ class _Page:
         )
 
 
-def write_report(runs: Sequence[Run], fit: StudyFit, path: Path, problems: Sequence[str] = ()) -> Path:
+def write_report(runs: Runs | Sequence[Run], fit: StudyFit, path: Path) -> Path:
     """Writes the page of a study, whole or not at all.
 
     Args:
-        runs: Records, as ``disco.runs.reader.read_runs`` finds them.
+        runs: Records; of what ``disco.runs.reader.read_runs`` returns, the problems are listed on the page too.
         fit: Of the same runs.
         path: The HTML file to write or replace.
-        problems: What could not be read, to be listed on the page.
 
     Raises:
         UserError: the file cannot be written.
     """
     path = Path(path)
-    _write(path, _document(runs, fit, problems))
+    read = runs if isinstance(runs, Runs) else Runs(tuple(runs), ())
+    _write(path, _document(read.runs, fit, read.problems))
     return path
 
 
@@ -234,5 +235,6 @@ def _write(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}; choose another place for the report") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -16,8 +17,8 @@ from disco.fit import Cell, PowerLaw, Rule, StudyFit
 from disco.guide import Estimate, Plan
 
 FLAGS = {
-    "edge-low": "at the lower edge",
-    "edge-high": "at the upper edge",
+    "edge-low": "at lower edge",
+    "edge-high": "at upper edge",
     "flat": "flat",
     "few-points": "too few rates",
     "no-minimum": "no minimum",
@@ -57,9 +58,9 @@ def error_digits(value: float, error: float) -> str:
     """0.619(51): two digits of the standard error, in units of the last digit of the value."""
     if not math.isfinite(error) or error <= 0:
         return f"{value:.3g}"
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    if error >= 1:
+    if error >= 0.995:
         return f"{value:.2f}({error:.2f})"
+    digits = 1 - math.floor(math.log10(float(f"{error:.1e}")))
     return f"{value:.{digits}f}({round(error * 10**digits):d})"
 
 
@@ -78,14 +79,14 @@ def optima(fit: StudyFit) -> Sheet:
         named = (item.model, item.family) if len(fit.studies) > 1 else ()
         rows.append((*named, *_cell(cell), ", ".join(note for note in notes if note) or "ok"))
     named = ("model", "family") if len(fit.studies) > 1 else ()
-    headers = ("tokens", "best batch", "learning rate", "norm", "norm (paper)", "loss", "notes")
+    headers = ("tokens", "best batch", "learning rate", "norm", "paper", "loss", "notes")
     return Sheet((*named, *headers), tuple(rows), left=len(named))
 
 
 def cells(fit: StudyFit, family: str, model: str) -> Sheet:
     """One row per batch and number of tokens of one model."""
     rows = tuple((*_cell(cell), flags(cell.lr.flags, "rate") or "ok") for cell in fit.of(family, model)[0])
-    return Sheet(("tokens", "batch", "learning rate", "norm", "norm (paper)", "loss", "notes"), rows, left=0)
+    return Sheet(("tokens", "batch", "learning rate", "norm", "paper", "loss", "notes"), rows, left=0)
 
 
 def _cell(cell: Cell) -> tuple[str, ...]:
@@ -163,8 +164,7 @@ def _estimate(number: Estimate) -> tuple[str, ...]:
 
 def render_optima(fit: StudyFit, width: int = 110) -> str:
     """The optima of a fit as text, with what a reader must know under them."""
-    notes = "".join(f"  note: {note}\n" for note in fit.warnings)
-    return f"{_text(optima(fit), width)}  {INTERVALS}\n{notes}"
+    return f"{_text(optima(fit), width)}\n  {INTERVALS}\n{_notes(fit.warnings, width)}"
 
 
 def render_rules(fit: StudyFit, width: int = 110) -> str:
@@ -176,8 +176,12 @@ def render_rules(fit: StudyFit, width: int = 110) -> str:
 def render_plan(plan: Plan, width: int = 110) -> str:
     """A plan as text."""
     title = f"  {plan.model} {plan.family}".rstrip() + f": {plan.tokens:,} tokens ({power(math.log2(plan.tokens))})"
-    notes = "".join(f"  note: {note}\n" for note in plan.warnings)
-    return f"{title}\n{_text(recommendation(plan), width)}{notes}"
+    return f"{title}\n{_text(recommendation(plan), width)}\n{_notes(plan.warnings, width)}"
+
+
+def _notes(notes: Sequence[str], width: int) -> str:
+    lines = (textwrap.fill(f"note: {note}", width, initial_indent="  ", subsequent_indent="    ") for note in notes)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _text(sheet: Sheet, width: int) -> str:
@@ -194,5 +198,5 @@ def _text(sheet: Sheet, width: int) -> str:
 
 
 def _trimmed(text: str) -> Iterator[str]:
-    """Lines without trailing blanks and empty ones at the ends."""
-    return (line.rstrip() for line in text.strip("\n").splitlines())
+    """Lines without trailing blanks, none of them empty."""
+    return (line.rstrip() for line in text.splitlines() if line.strip())

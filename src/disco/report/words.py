@@ -15,13 +15,14 @@ from disco.runs.schema import Outcome
 
 LEGEND = (
     "One row per number of tokens, at the best batch of the grid. In brackets: 90% intervals, as exponents of 2. "
-    "Learning rate and norm are vertices of a parabola through the runs around the minimum; “norm (paper)” follows the "
+    "Learning rate and norm are vertices of a parabola through the runs around the minimum; “paper” is the norm by the "
     "recipe of arXiv:2510.03871. A dash: the minimum is not inside the grid, so any number would be made up."
 )
 LOSS_AGAINST_NORM = (
-    "Each line is one run; its dot is the end. Early training, where the loss is still high, is cut off. Look at the "
-    "dots of one batch: they form a bowl over the norm. Those on its left had a learning rate too low to get far "
-    "enough, those on its right one that carried the norm past the bottom."
+    "Each line is the training loss of one run, smoothed a little; its dot is the held-out loss at the "
+    "end. Early training, where the loss is still high, is cut off. Look at the dots of one batch: they "
+    "form a bowl over the norm. Those on its left had a learning rate too low to get far enough, those on its right "
+    "one that carried the norm past the bottom."
 )
 BOWLS = (
     "Each point is a learning rate at this horizon, each curve the parabola fitted around the lowest ones of a batch, "

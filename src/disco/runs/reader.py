@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 
 from disco.errors import UserError
 from disco.runs.schema import CONFIG, METRICS, SCHEMA_VERSION, SUMMARY, Metric, Outcome, norm_key
+
+LARGEST = sys.float_info.max
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -135,6 +138,18 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return _summary(folder, [])
 
 
+def outcome_so_far(folder: Path, horizon: int) -> Outcome | None:
+    """How the run in ``folder`` ended; None if it has to train on: it never ended, failed, or stopped short of
+    ``horizon`` tokens.
+    """
+    summary = read_summary(folder)
+    if summary is None or summary["outcome"] == Outcome.FAILED:
+        return None
+    if summary["outcome"] == Outcome.FINISHED and summary.get("tokens", 0) < horizon:
+        return None
+    return Outcome(summary["outcome"])
+
+
 def _summary(folder: Path, problems: list[str]) -> dict[str, Any] | None:
     if not (folder / SUMMARY).exists():
         return None
@@ -177,11 +192,15 @@ def _document(path: Path) -> dict[str, Any]:
     return content
 
 
-def _json(text: bytes) -> Any:
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not a number in JSON")
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number in JSON")
 
-    return json.loads(text, parse_constant=refuse)
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
+
+
+def _json(text: bytes) -> Any:
+    return _DECODER.decode(text.decode())
 
 
 def _metrics(path: Path, problems: list[str]) -> dict[str, Array]:
@@ -215,9 +234,9 @@ def _line(text: bytes) -> dict[str, float]:
         raise _DamagedError(f"not JSON: {error}") from None
     if not isinstance(line, dict):
         raise _DamagedError("not a JSON object")
-    for key, value in line.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e308:
-            raise _DamagedError(f"{key} is not a finite number: {str(value)[:40]!r}")
+    wrong = [key for key, value in line.items() if type(value) not in (int, float) or not -LARGEST <= value <= LARGEST]
+    if wrong:
+        raise _DamagedError(f"{wrong[0]} is not a finite number: {str(line[wrong[0]])[:40]!r}")
     for key in (Metric.STEP, Metric.TOKENS):
         if key not in line:
             raise _DamagedError(f"has no {key}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from disco._version import __version__
 from disco.errors import UserError
-from disco.runs.reader import read_summary
+from disco.runs.reader import outcome_so_far, read_summary
 from disco.runs.schema import CONFIG, SCHEMA_VERSION, Outcome
 from disco.runs.writer import RunWriter, write_json
 from disco.sweep.study import Study
@@ -50,12 +50,7 @@ def read_plan(out: Path) -> Study:
 
 def outcome(config: TrainConfig, runs: Path) -> Outcome | None:
     """How a run ended; None if there is something left to do: it never ended, failed, or is to go on further."""
-    summary = read_summary(runs / config.id)
-    if summary is None or summary["outcome"] == Outcome.FAILED:
-        return None
-    if summary["outcome"] == Outcome.FINISHED and summary.get("tokens", 0) < config.horizon:
-        return None
-    return Outcome(summary["outcome"])
+    return outcome_so_far(runs / config.id, config.horizon)
 
 
 def tokens_reached(config: TrainConfig, runs: Path) -> int:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -116,8 +117,8 @@ def build_study(table: Mapping[str, Any], prepare: Prepare, name: str = "study")
                 f"unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else ", ".join(SECTIONS))
             )
     name = table.get("name", name)
-    if not isinstance(name, str) or not name:
-        raise ConfigError(f"name must be a text, got {name!r}")
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w. -]*", name):
+        raise ConfigError(f"name must be letters, digits, spaces and ._- (it names a folder), got {name!r}")
     base = table.get("base", {})
     if not isinstance(base, Mapping):
         raise ConfigError(f"base must be a table, got {base!r}")

@@ -20,7 +20,7 @@ from disco._version import __version__
 from disco.groups import init_, param_groups
 from disco.probe import Probe
 from disco.runs.lock import LOCK, locked
-from disco.runs.reader import read_summary
+from disco.runs.reader import outcome_so_far
 from disco.runs.schema import CHECKPOINTS, DATA, SCHEMA_VERSION, Metric, Outcome, lr_key
 from disco.runs.writer import RunWriter
 from disco.scion import Scion
@@ -59,7 +59,7 @@ def train(config: TrainConfig, runs: Path, progress: Progress | None = None) -> 
     check(config, stream)
     folder = runs / config.id
     with locked(folder / LOCK, wait=10.0), RunWriter(folder) as writer:
-        done = _outcome_so_far(folder, config)
+        done = outcome_so_far(folder, config.horizon)
         if done:
             return done
         run = _Run(config, stream, writer, runs)
@@ -86,17 +86,6 @@ def build_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> Scion:
         betas=config.betas,
         eps=config.eps,
     )
-
-
-def _outcome_so_far(folder: Path, config: TrainConfig) -> Outcome | None:
-    """The recorded outcome, if it still holds for the horizon asked for."""
-    summary = read_summary(folder)
-    if summary is None:
-        return None
-    outcome = Outcome(summary["outcome"])
-    if outcome == Outcome.DIVERGED or (outcome == Outcome.FINISHED and summary["tokens"] >= config.horizon):
-        return outcome
-    return None
 
 
 @dataclass

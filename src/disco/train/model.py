@@ -20,9 +20,9 @@ from disco.train.config import ModelConfig, Placement
 
 
 class RMSNorm(nn.Module):
-    """x / max(RMS(x), sqrt(eps)) over the last dimension, without parameters; eps only guards zero vectors.
+    """x / sqrt(mean(x^2) + eps) over the last dimension, without parameters.
 
-    With ``vector_norm`` the derivative makes fewer passes over memory than that of ``F.rms_norm`` (docs/log.md).
+    ``F.rms_norm`` on a CPU takes the mean of ``x.pow(2)``, whose derivative is slower than that of a sum of ``x * x``.
     """
 
     def __init__(self, eps: float) -> None:
@@ -30,9 +30,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        size = x.shape[-1]
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(math.sqrt(size * self.eps))
-        return x * (math.sqrt(size) / norm)
+        return x * torch.rsqrt((x * x).sum(-1, keepdim=True) / x.shape[-1] + self.eps)
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}"
