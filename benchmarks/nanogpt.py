@@ -2,14 +2,15 @@
 
 Both are trained on the same blocks of the same text in the same order, for the same number of tokens, at about the same
 number of parameters, over a grid of learning rates (octaves) and batches, and judged by the mean of the last three
-held-out losses (steps s - 2d, s - d, s with d = s/64). Both keep their learning rate constant; ``--cosine`` gives the
-GPT a third arm with warmup and decay, and ``--gpt-std`` other initial weights (0.02 is small for a small width).
+held-out losses (steps s - 2d, s - d, s with d = s/64). Learning rates are constant; ``--cosine`` adds GPTs with warmup
+and decay.
 
     python benchmarks/nanogpt.py --tokens 2^20 --width 32 --out results.json
 
-The GPT is written in the manner of nanoGPT: LayerNorm, GELU, learned positions, tied embeddings, no biases, N(0, 0.02)
-initialisation with the last projection of each block at 0.02/sqrt(2L); AdamW with betas (0.9, 0.95), weight decay 0.1
-on matrices, gradient norm clipped at 1.
+The GPT is written in the manner of nanoGPT: LayerNorm, GELU, learned positions, tied embeddings, no biases, normal
+initial weights of one standard deviation, 1/sqrt(2L) of it in the last projection of each block; AdamW with betas
+(0.9, 0.95), weight decay 0.1 on matrices, gradient norm clipped at 1. nanoGPT's deviation of 0.02 suits widths of about
+1,000, so that by default there is also an arm with 1/sqrt(width).
 """
 
 from __future__ import annotations
@@ -100,31 +101,35 @@ class Point:
     arm: str
     config: TrainConfig
     runs: Path
-    std: float = 0.02
+    std: float | None = None
+    """Of the GPT's initial weights; None for our model."""
+    cosine: bool = False
 
     def run(self) -> dict[str, Any]:
         """Trains it and returns the row for the results."""
         torch.set_num_threads(1)
         start = time.perf_counter()
-        loss = self._ours() if self.arm == "scion" else self._gpt()
+        loss = self._ours() if self.std is None else self._gpt(self.std)
         row = {"arm": self.arm, "lr": self.config.optimizer.lr, "batch": self.config.batch}
         return row | {"loss": loss, "seconds": round(time.perf_counter() - start, 2)}
 
     def _ours(self) -> float | None:
         if train(self.config, self.runs) != "finished":
             return None
-        losses = read_run(self.runs / self.config.id).column(Metric.LOSS_VALID)
-        return _mean(losses[np.isfinite(losses)][-3:].tolist())
+        run = read_run(self.runs / self.config.id)  # it may be longer: the record of an earlier benchmark
+        losses = run.column(Metric.LOSS_VALID)[np.isin(run.column(Metric.STEP), self._measured())]
+        if len(losses) < len(self._measured()) or not np.isfinite(losses).all():
+            raise SystemExit(f"{run.folder} was not measured at this horizon: choose another --runs folder")
+        return _mean(losses.tolist())
 
-    def _gpt(self) -> float | None:
+    def _gpt(self, std: float) -> float | None:
         config, model_config = self.config, self.config.model
         stream = TokenStream(config.data, self.runs / DATA, context=model_config.context, seed=config.seed)
         torch.manual_seed(config.seed)
         width, vocab = gpt_width(model_config, config.data.vocab), config.data.vocab
-        model = GPT(width, model_config.depth, model_config.heads, model_config.context, vocab, self.std)
+        model = GPT(width, model_config.depth, model_config.heads, model_config.context, vocab, std)
         optimizer = _adamw(model, config.optimizer.lr)
-        steps = config.horizon // config.batch
-        measured = [point.step for point in evaluation_points(config) if point.horizon][-3:]
+        steps, measured = config.horizon // config.batch, self._measured()
         losses = []
         for step in range(steps):
             for group in optimizer.param_groups:
@@ -141,8 +146,12 @@ class Point:
                 losses.append(_valid_loss(model, stream))
         return _mean(losses)
 
+    def _measured(self) -> list[int]:
+        """The steps whose held-out losses are averaged."""
+        return [point.step for point in evaluation_points(self.config) if point.horizon][-3:]
+
     def _factor(self, step: int, steps: int) -> float:
-        if self.arm == "gpt":
+        if not self.cosine:
             return 1.0
         warmup = math.ceil(WARMUP * steps)
         return factor(step, steps=steps, warmup=warmup, decay=steps - warmup, shape="cosine", minimum=MINIMUM)
@@ -172,16 +181,18 @@ def grid(options: argparse.Namespace) -> Iterator[Point]:
     model = ModelConfig(width=options.width, depth=options.depth, head_size=options.head_size, context=options.context)
     data = DataConfig(source=tuple(options.data), valid_tokens=options.valid_tokens)
     data = prepare(data, options.runs / DATA)
-    rates = {"scion": options.scion_lr, "gpt": options.gpt_lr}
-    if options.cosine:
-        rates["gpt-cosine"] = options.gpt_lr
+    arms: dict[str, dict[str, Any]] = {"scion": {}}
+    for std in options.gpt_std or [0.02, options.width**-0.5]:
+        arms[f"gpt-{std:.2g}"] = {"std": std}
+        if options.cosine:
+            arms[f"gpt-{std:.2g}-cosine"] = {"std": std, "cosine": True}
     for batch in sorted(options.batch):
         shared = TrainConfig(model=model, data=data, batch=batch, horizon=options.tokens, seed=options.seed)
         check(shared, TokenStream(data, options.runs / DATA, context=model.context, seed=options.seed))
-        for arm, powers in rates.items():
-            for exponent in powers:
+        for arm, kind in arms.items():
+            for exponent in options.gpt_lr if kind else options.scion_lr:
                 optimizer = OptimizerConfig(lr=2**exponent, ratios={"hidden": options.hidden_ratio})
-                yield Point(arm, replace(shared, optimizer=optimizer), options.runs, options.gpt_std)
+                yield Point(arm, replace(shared, optimizer=optimizer), options.runs, **kind)
 
 
 def best(rows: list[dict[str, Any]], arm: str) -> dict[str, Any]:
@@ -203,10 +214,10 @@ def table(rows: list[dict[str, Any]], arm: str) -> str:
     """Losses of an arm: a line for each learning rate, a column for each batch."""
     losses = {(row["lr"], row["batch"]): row["loss"] for row in rows if row["arm"] == arm}
     rates, batches = (sorted({key[i] for key in losses}) for i in (0, 1))
-    lines = [f"{arm:>10}" + "".join(f"{power(batch):>9}" for batch in batches)]
+    lines = [f"{arm:>16}" + "".join(f"{power(batch):>9}" for batch in batches)]
     for lr in rates:
         cells = (losses[lr, batch] for batch in batches)
-        lines.append(f"{power(lr):>10}" + "".join("        -" if x is None else f"{x:9.4f}" for x in cells))
+        lines.append(f"{power(lr):>16}" + "".join("        -" if x is None else f"{x:9.4f}" for x in cells))
     return "\n".join(lines)
 
 
@@ -225,9 +236,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=tokens, nargs="+", default=[2**k for k in range(8, 13)], help="tokens per step")
     parser.add_argument("--scion-lr", type=float, nargs="+", default=range(-6, 1), help="as powers of two")
     parser.add_argument("--gpt-lr", type=float, nargs="+", default=range(-10, -3), help="as powers of two")
-    parser.add_argument("--gpt-std", type=float, default=0.02, help="of the GPT's initial weights")
+    parser.add_argument("--gpt-std", type=float, nargs="+", help="of the GPT's initial weights; each is an arm")
     parser.add_argument("--hidden-ratio", type=float, default=1.0, help="Scion's rate of hidden layers over the others")
-    parser.add_argument("--cosine", action="store_true", help="a third arm: the GPT with warmup and cosine decay")
+    parser.add_argument("--cosine", action="store_true", help="also GPTs with warmup and cosine decay")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--runs", type=Path, default=Path("nanogpt-runs"), help="folder for data and our run records")
@@ -250,7 +261,7 @@ def main() -> None:
             rows.append(future.result())
             print(f"{len(rows):4d}/{len(points)} {json.dumps(rows[-1])}", flush=True)
 
-    arms = sorted({row["arm"] for row in rows}, reverse=True)
+    arms = list(dict.fromkeys(point.arm for point in points))
     winners = {arm: best(rows, arm) for arm in arms}
     for arm, row in winners.items():
         edge = f"; at the edge of the grid in {' and '.join(row['edge'])}: widen it" if row["edge"] else ""

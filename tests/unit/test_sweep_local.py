@@ -230,16 +230,18 @@ STATE = Snapshot(
 def test_progress_in_a_log_and_for_machines() -> None:
     assert str(STATE) == "3/8 runs, 1 diverged, 2k tokens/s, 2m05s left"
     unknown = dataclasses.replace(STATE, tokens_per_second=float("nan"), seconds_left=float("nan"))
-    assert str(unknown) == "3/8 runs, 1 diverged, starting, ? left"
+    assert str(unknown) == "3/8 runs, 1 diverged, ? left"
+    assert str(dataclasses.replace(STATE, ended=8)) == "8/8 runs, 1 diverged, 2k tokens/s"
     plain, machine = io.StringIO(), io.StringIO()
-    for shown in (Lines(plain), JsonLines(machine)):
-        shown.update(unknown)
-        shown.update(STATE)  # within ten seconds: nothing
-        shown.ended("abc", "finished", "")
-        shown.ended("def", "diverged", "loss 99")
-    assert plain.getvalue() == f"{unknown}\nrun def diverged: loss 99\n"
+    for display in (Lines(plain), JsonLines(machine)):
+        with display as shown:
+            shown.update(unknown)
+            shown.update(STATE)  # within ten seconds: nothing, until the end
+            shown.ended("abc", "finished", "")
+            shown.ended("def", "diverged", "loss 99")
+    assert plain.getvalue() == f"{unknown}\nrun def diverged: loss 99\n{STATE}\n"
     events = [json.loads(line) for line in machine.getvalue().splitlines()]
-    assert [event["event"] for event in events] == ["progress", "ended", "ended"]
+    assert [event["event"] for event in events] == ["progress", "ended", "ended", "progress"]
     assert "tokens_per_second" not in events[0]
     assert events[2] == {"event": "ended", "run": "def", "outcome": "diverged", "reason": "loss 99"}
 

@@ -31,8 +31,9 @@ class Snapshot:
 
     def __str__(self) -> str:
         trouble = "".join(f", {n} {word}" for n, word in ((self.diverged, "diverged"), (self.failed, "failed")) if n)
-        speed = f"{short(self.tokens_per_second)} tokens/s" if math.isfinite(self.tokens_per_second) else "starting"
-        return f"{self.ended}/{self.runs} runs{trouble}, {speed}, {duration(self.seconds_left)} left"
+        speed = f", {short(self.tokens_per_second)} tokens/s" if math.isfinite(self.tokens_per_second) else ""
+        left = f", {duration(self.seconds_left)} left" if self.ended < self.runs else ""
+        return f"{self.ended}/{self.runs} runs{trouble}{speed}{left}"
 
 
 class Display(Protocol):
@@ -61,6 +62,7 @@ class Lines:
         self.stream = stream or sys.stderr
         self._last = -math.inf
         self._state: Snapshot | None = None
+        self._written: Snapshot | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -68,14 +70,14 @@ class Lines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._state is not None:
+        if self._state is not None and self._state != self._written:
             self._write(self._state)
 
     def update(self, snapshot: Snapshot) -> None:
         """One line every ten seconds."""
         self._state = snapshot
         if time.monotonic() - self._last >= LINE_SECONDS:
-            self._last = time.monotonic()
+            self._last, self._written = time.monotonic(), snapshot
             self._write(snapshot)
 
     def ended(self, run: str, outcome: str, reason: str) -> None:

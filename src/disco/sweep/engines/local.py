@@ -307,7 +307,7 @@ class _Sweep:
         seconds = sum(s for s, _ in self.pace.values())
         trained = sum(t for _, t in self.pace.values())
         average = seconds / trained if trained else float("nan")
-        running = max(1, sum(job.running for job in jobs))
+        busy = max(1, len(self.workers))
 
         def per_token(job: _Job) -> float:
             s, t = self.pace.get(job.kind, (0.0, 0.0))
@@ -323,8 +323,8 @@ class _Sweep:
             failed=outcomes.count(Outcome.FAILED),
             tokens=sum(job.total for job in jobs),
             done=sum(job.tokens for job in jobs),
-            tokens_per_second=running / average if trained else float("nan"),
-            seconds_left=left / running,
+            tokens_per_second=busy / average if trained else float("nan"),
+            seconds_left=left / busy,
         )
 
     def _result(self, received: list[int]) -> Result:
