@@ -37,7 +37,7 @@ from disco.runs.units import power
 from disco.train.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, number
 from disco.train.data import TokenStream, check, prepare
 from disco.train.loop import train
-from disco.train.schedule import evaluation_points, factor
+from disco.train.schedule import factor, window
 
 WARMUP, MINIMUM = 0.02, 0.1
 """Of the cosine arm: fraction of the steps, and the last learning rate over the peak."""
@@ -117,8 +117,9 @@ class Point:
         if train(self.config, self.runs) != "finished":
             return None
         run = read_run(self.runs / self.config.id)  # it may be longer: the record of an earlier benchmark
-        losses = run.column(Metric.LOSS_VALID)[np.isin(run.column(Metric.STEP), self._measured())]
-        if len(losses) < len(self._measured()) or not np.isfinite(losses).all():
+        measured = window(self.config.horizon // self.config.batch)
+        losses = run.column(Metric.LOSS_VALID)[np.isin(run.column(Metric.STEP), measured)]
+        if len(losses) < len(measured) or not np.isfinite(losses).all():
             raise SystemExit(f"{run.folder} was not measured at this horizon: choose another --runs folder")
         return _mean(losses.tolist())
 
@@ -129,7 +130,7 @@ class Point:
         width, vocab = gpt_width(model_config, config.data.vocab), config.data.vocab
         model = GPT(width, model_config.depth, model_config.heads, model_config.context, vocab, std)
         optimizer = _adamw(model, config.optimizer.lr)
-        steps, measured = config.horizon // config.batch, self._measured()
+        steps = config.horizon // config.batch
         losses = []
         for step in range(steps):
             for group in optimizer.param_groups:
@@ -142,13 +143,9 @@ class Point:
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            if step + 1 in measured:
+            if step + 1 in window(steps):
                 losses.append(_valid_loss(model, stream))
         return _mean(losses)
-
-    def _measured(self) -> list[int]:
-        """The steps whose held-out losses are averaged."""
-        return [point.step for point in evaluation_points(self.config) if point.horizon][-3:]
 
     def _factor(self, step: int, steps: int) -> float:
         if not self.cosine:

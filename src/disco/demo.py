@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import tomllib
@@ -9,28 +10,35 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
-from disco.errors import UserError
 from disco.fit import StudyFit, fit_table
-from disco.guide import plan
+from disco.guide import Plan, plan
 from disco.report import render_optima, render_plan, render_rules, write_report
 from disco.runs.reader import read_runs
 from disco.runs.schema import DATA
 from disco.runs.table import cells
-from disco.runs.units import short
+from disco.runs.units import duration, short
 from disco.runs.writer import write_json
 from disco.sweep.engines.local import Result, run_study
-from disco.sweep.progress import display, duration
-from disco.sweep.study import Study, build_study, new_tokens
+from disco.sweep.progress import display
+from disco.sweep.study import Study, build_study, new_tokens, rows
+from disco.train.calibrate import tokens_per_second
 from disco.train.data import prepare
 
-SHARED_CORES = 1.15
-"""How much longer a step takes with all cores busy than in the calibration (measured, docs/log.md)."""
+EVALUATION = 1.15
+"""Time with evaluations over time without (measured, docs/log.md)."""
 
 START_SECONDS = 6.0
 """Start of the workers, fit and page."""
 
 
-def run(*, quick: bool = False, seed: int = 0, out: Path = Path("demo-runs"), workers: int | None = None) -> int:
+def run(
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    out: Path = Path("demo-runs"),
+    workers: int | None = None,
+    as_json: bool = False,
+) -> int:
     """Trains the demo's study in ``out``, or continues it, and prints what it says.
 
     Args:
@@ -38,6 +46,7 @@ def run(*, quick: bool = False, seed: int = 0, out: Path = Path("demo-runs"), wo
         seed: of weights and order of the data.
         out: folder for records, fit and page.
         workers: processes; one per core if not given.
+        as_json: lines of JSON instead of text: a plan, progress, and the result.
 
     Returns:
         The exit code: 0, 1 if runs failed, 128 + signal after an interruption.
@@ -49,17 +58,40 @@ def run(*, quick: bool = False, seed: int = 0, out: Path = Path("demo-runs"), wo
     workers = workers or len(os.sched_getaffinity(0))
     study = load(quick, seed, out)
     seconds = expected_seconds(study, out, workers)
-    print("Which learning rate and batch size? A sweep on English text (docs: README.md).\n")
-    print(f"  {len(study.runs)} runs, {short(study.tokens)} tokens, {workers} processes; expected: {duration(seconds)}")
-    print(f"  records in {out}; stop with Ctrl-C, the same command continues\n")
-    result = run_study(study, out, workers=workers, show=display(False))
+    if as_json:
+        print(json.dumps({"event": "plan", "runs": len(study.runs), "tokens": study.tokens, "seconds": seconds}))
+    else:
+        _announce(study, out, workers, seconds)
+    result = run_study(study, out, workers=workers, show=display(as_json))
     if result.signal is not None:
         print(f"stopped with {result.waiting} runs left; the same command continues")
         return 128 + result.signal
-    fit = _fit(out)
-    page = _show(fit, out)
-    print(f"{_outcomes(result)} in {duration(time.monotonic() - started)}. The page: {page.resolve()}")
+    records = read_runs(out)
+    table = cells(records.runs)
+    fit = fit_table({name: table[name].to_numpy() for name in table.columns})
+    page = write_report(records, fit, out / "report.html")
+    write_json(out / "fit.json", fit.to_dict())
+    next_plan = _next(fit)
+    if as_json:
+        print(
+            json.dumps(
+                {"event": "result", "plan": next_plan.to_dict(), "fit": str(out / "fit.json"), "page": str(page)}
+            )
+        )
+    else:
+        _show(fit, next_plan)
+        print(f"{_outcomes(result)} in {duration(time.monotonic() - started)}. The page: {page.resolve()}")
     return 1 if result.failed else 0
+
+
+def _announce(study: Study, out: Path, workers: int, seconds: float) -> None:
+    print("Which learning rate and batch size? A sweep of tiny models on English text.\n")
+    for row in rows(study):
+        print("  {model}, batch {batch}, learning rates {learning rates}, to {horizon} tokens".format(**row))
+    print(
+        f"\n  {len(study.runs)} runs, {short(study.tokens)} tokens, {workers} processes; expected: {duration(seconds)}"
+    )
+    print(f"  records in {out}; stop with Ctrl-C, the same command continues\n", flush=True)
 
 
 def load(quick: bool, seed: int, out: Path) -> Study:
@@ -72,37 +104,25 @@ def load(quick: bool, seed: int, out: Path) -> Study:
 
 def expected_seconds(study: Study, out: Path, workers: int) -> float:
     """Time that the whole study takes, from a few steps of each kind of run."""
-    from disco.train.calibrate import tokens_per_second
-
     kinds = {(config.model, config.batch): config for config in study.runs}
-    speed = {kind: tokens_per_second(config, out / DATA) for kind, config in kinds.items()}
+    speeds = tokens_per_second(list(kinds.values()), out / DATA, workers)
+    speed = dict(zip(kinds, speeds, strict=True))
     work = sum(new_tokens(config) / speed[config.model, config.batch] for config in study.runs)
-    return START_SECONDS + SHARED_CORES * work / workers
+    return START_SECONDS + EVALUATION * work / workers
 
 
-def _fit(out: Path) -> StudyFit:
-    found = read_runs(out)
-    for problem in found.problems:
-        print(f"warning: {problem}")
-    table = cells(found.runs)
-    return fit_table({name: table[name].to_numpy() for name in table.columns})
+def _next(fit: StudyFit) -> Plan:
+    """The plan for twice the longest horizon of the smallest model, which was swept best."""
+    model = fit.horizons[0].model
+    return plan(fit, 2 * max(item.tokens for item in fit.horizons if item.model == model), model=model)
 
 
-def _show(fit: StudyFit, out: Path) -> Path:
-    """Prints optima, rules and the plan for the next horizon; writes fit.json and the page."""
-    page = out / "report.html"
-    write_json(out / "fit.json", fit.to_dict())
-    write_report(read_runs(out), fit, page)
+def _show(fit: StudyFit, next_plan: Plan) -> None:
     print("\nThe optimum for each number of tokens:\n")
     print(render_optima(fit))
     print(render_rules(fit))
-    if not fit.horizons:
-        raise UserError(f"no horizon of {out} has enough runs to tell an optimum")
-    model = fit.horizons[0].model
-    tokens = 2 * max(item.tokens for item in fit.horizons if item.model == model)
     print("\nFor a run of twice the tokens:\n")
-    print(render_plan(plan(fit, tokens, model=model)))
-    return page
+    print(render_plan(next_plan))
 
 
 def _outcomes(result: Result) -> str:

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import abc
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, cast, final, get_args
 
 import torch
@@ -78,6 +79,19 @@ class OperatorNorm(abc.ABC):
             ValueError: the tensor does not have the dimensions that this norm is for.
         """
         return self._stored(self._lmo(self._oriented(gradient))).to(gradient.dtype)
+
+    def lmo_each(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """``lmo`` of each gradient, those of one shape and dtype as one batch: fewer, larger operations."""
+        batches: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
+        for index, gradient in enumerate(gradients):
+            batches.setdefault((gradient.shape, gradient.dtype), []).append(index)
+        result = list(gradients)
+        for indices in batches.values():
+            stacked = torch.stack([gradients[index] for index in indices])
+            steps = replace(self, batch_dims=self.batch_dims + 1).lmo(stacked)
+            for index, step in zip(indices, steps.unbind(), strict=True):
+                result[index] = step
+        return result
 
     def init_(self, weight: Tensor, *, scale: float = 1.0, generator: Generator | None = None) -> Tensor:
         """Fills ``weight`` in place with random weights of norm ``scale`` and returns it."""

@@ -35,15 +35,20 @@ def lmo_state(param: Tensor, *, momentum: float) -> State:
     return {"momentum": torch.zeros_like(param)} if momentum else {}
 
 
-def lmo(gradient: Tensor, state: State, *, norm: OperatorNorm, momentum: float, nesterov: bool = False) -> Tensor:
-    """The norm's steepest step for the momentum buffer, which is updated in place (arXiv:2502.07529, algorithm 1).
+def average(gradient: Tensor, state: State, *, momentum: float, nesterov: bool = False) -> Tensor:
+    """What the LMO is taken of: the momentum buffer, which is updated in place, or without momentum the gradient.
 
-    Nesterov: the step for momentum M + (1 - momentum) G with the updated M.
+    Nesterov: momentum M + (1 - momentum) G with the updated M.
     """
     if not momentum:
-        return norm.lmo(gradient)
+        return gradient
     buffer = state["momentum"].lerp_(gradient.to(state["momentum"].dtype), 1 - momentum)
-    return norm.lmo(buffer.lerp(gradient.to(buffer.dtype), 1 - momentum) if nesterov else buffer)
+    return buffer.lerp(gradient.to(buffer.dtype), 1 - momentum) if nesterov else buffer
+
+
+def lmo(gradient: Tensor, state: State, *, norm: OperatorNorm, momentum: float, nesterov: bool = False) -> Tensor:
+    """The norm's steepest step for the averaged gradient (arXiv:2502.07529, algorithm 1)."""
+    return norm.lmo(average(gradient, state, momentum=momentum, nesterov=nesterov))
 
 
 def adamw_state(param: Tensor) -> State:

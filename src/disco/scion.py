@@ -12,7 +12,7 @@ Adam's direction instead: a Muon recipe is one optimizer and one state dict.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -133,29 +133,33 @@ class Scion(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            operator = self._norm(group)
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._update(param, group, operator)
+            params = [param for param in group["params"] if param.grad is not None]
+            for param, direction, scale in self._directions(params, group):
+                if self._keep_updates:
+                    self.state[param]["update"] = direction * (group["lr"] * scale)
+                rules.apply_(param, direction, lr=group["lr"], weight_decay=group["weight_decay"], scale=scale)
         return loss
 
-    def _update(self, param: Tensor, group: dict[str, Any], operator: OperatorNorm) -> None:
-        assert param.grad is not None
+    def _directions(self, params: list[Tensor], group: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """(parameter, direction, scale) of each parameter of a group, whose state is updated."""
+        gradients = [cast(Tensor, param.grad) for param in params]
+        states = [self.state[param] for param in params]
         if group["rule"] == "adamw":
-            direction, scale = rules.adamw(param.grad, self.state[param], betas=group["betas"], eps=group["eps"]), 1.0
-        else:
-            scale = rules.scale_factor(group["scale"], operator, param.shape)
-            if self._is_light(group):
+            for param, gradient, state in zip(params, gradients, states, strict=True):
+                yield param, rules.adamw(gradient, state, betas=group["betas"], eps=group["eps"]), 1.0
+            return
+        operator = self._norm(group)
+        if self._is_light(group):
+            for param in params:
                 self._check_version(param)
-                direction = operator.lmo(param.grad)  # invariant to the buffer's scale 1 / (1 - momentum)
-                param.grad.mul_(group["momentum"])
-            else:
-                direction = rules.lmo(
-                    param.grad, self.state[param], norm=operator, momentum=group["momentum"], nesterov=group["nesterov"]
-                )
-        if self._keep_updates:
-            self.state[param]["update"] = direction * (group["lr"] * scale)
-        rules.apply_(param, direction, lr=group["lr"], weight_decay=group["weight_decay"], scale=scale)
+            averages = gradients  # the buffer times 1 / (1 - momentum), to which the LMO is invariant
+        else:
+            settings = {key: group[key] for key in ("momentum", "nesterov")}
+            averages = [rules.average(g, s, **settings) for g, s in zip(gradients, states, strict=True)]
+        for param, direction in zip(params, operator.lmo_each(averages), strict=True):
+            if self._is_light(group):
+                cast(Tensor, param.grad).mul_(group["momentum"])
+            yield param, direction, rules.scale_factor(group["scale"], operator, param.shape)
 
     @torch.no_grad()
     def norms(

@@ -4,11 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from disco.train.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
-from disco.train.schedule import Point, evaluation_points, factor, learning_rate_factor
+from disco.train.schedule import Point, evaluation_points, factor, learning_rate_factor, window
 
 MODEL = ModelConfig(width=32, depth=2, head_size=16, context=128)
 
@@ -95,6 +95,12 @@ def test_a_horizon_that_is_no_power_of_two_gets_its_window() -> None:
     assert [point.step for point in points if point.horizon] == [0, 248, 252, 256, 292, 296, 300]
 
 
+def test_windows() -> None:
+    assert [window(step) for step in (1, 2, 3, 64, 127, 128)] == [
+        (1,), (1, 2), (1, 2, 3), (62, 63, 64), (125, 126, 127), (124, 126, 128)
+    ]  # fmt: skip
+
+
 def test_a_run_of_one_step() -> None:
     assert evaluation_points(config(batch=8192, horizon=8192)) == (Point(0, True), Point(1, True))
 
@@ -103,6 +109,7 @@ batches = st.integers(0, 7).map(lambda power: 2**power * 128) | st.sampled_from(
 
 
 @given(batches, st.integers(1, 3000), st.integers(1, 3000), st.integers(7, 14))
+@example(batch=128, steps=249, more=8, valid=7)  # ends inside the window of the horizon of 256 steps
 def test_a_longer_run_only_appends_points(batch: int, steps: int, more: int, valid: int) -> None:
     short = config(batch=batch, horizon=steps * batch, valid=2**valid)
     points = evaluation_points(short)
@@ -112,8 +119,6 @@ def test_a_longer_run_only_appends_points(batch: int, steps: int, more: int, val
     assert points[0] == Point(0, True)
     assert points[-1] == Point(steps, True)
 
-    apart = max(1, steps // 64)
-    window = {steps - 2 * apart, steps - apart, steps}
-    end = {(steps + more) - i * max(1, (steps + more) // 64) for i in range(3)}
-    outside = [point for point in points if point.step not in window | end]
-    assert outside == [point for point in longer if point.step <= steps and point.step not in window | end]
+    own = {*window(steps), *window(steps + more)}
+    outside = [point for point in points if point.step not in own]
+    assert outside == [point for point in longer if point.step <= steps and point.step not in own]

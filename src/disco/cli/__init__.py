@@ -184,6 +184,7 @@ def demo(
     seed: int = 0,
     out: Path = Path("demo-runs"),
     workers: int | None = None,
+    as_json: Json = False,
 ) -> int:
     """Answer the question on the embedded text: sweep, fit, plan and report, in about ten minutes on two cores.
 
@@ -195,7 +196,7 @@ def demo(
     """
     from disco import demo
 
-    return demo.run(quick=quick, seed=seed, out=out, workers=workers)
+    return demo.run(quick=quick, seed=seed, out=out, workers=workers, as_json=as_json)
 
 
 app.command(sweep_app, name="sweep", help="Train the runs of a study, or see how far they are.")
