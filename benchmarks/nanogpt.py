@@ -31,13 +31,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from disco.runs.horizons import window
 from disco.runs.reader import read_run
 from disco.runs.schema import DATA, Metric
 from disco.runs.units import power
 from disco.train.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, number
 from disco.train.data import TokenStream, check, prepare
 from disco.train.loop import train
-from disco.train.schedule import factor, window
+from disco.train.schedule import factor
 
 WARMUP, MINIMUM = 0.02, 0.1
 """Of the cosine arm: fraction of the steps, and the last learning rate over the peak."""

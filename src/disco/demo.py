@@ -6,6 +6,7 @@ import json
 import os
 import time
 import tomllib
+from collections.abc import Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -35,6 +36,7 @@ def run(
     *,
     quick: bool = False,
     seed: int = 0,
+    data: Sequence[str] = (),
     out: Path = Path("demo-runs"),
     workers: int | None = None,
     as_json: bool = False,
@@ -44,6 +46,7 @@ def run(
     Args:
         quick: the study of one minute instead of the one of ten.
         seed: of weights and order of the data.
+        data: files and folders of text in place of the embedded one.
         out: folder for records, fit and page.
         workers: processes; one per core if not given.
         as_json: lines of JSON instead of text: a plan, progress, and the result.
@@ -56,7 +59,7 @@ def run(
     """
     started = time.monotonic()
     workers = workers or len(os.sched_getaffinity(0))
-    study = load(quick, seed, out)
+    study = load(quick, seed, data, out)
     seconds = expected_seconds(study, out, workers)
     if as_json:
         print(json.dumps({"event": "plan", "runs": len(study.runs), "tokens": study.tokens, "seconds": seconds}))
@@ -94,12 +97,12 @@ def _announce(study: Study, out: Path, workers: int, seconds: float) -> None:
     print(f"  records in {out}; stop with Ctrl-C, the same command continues\n", flush=True)
 
 
-def load(quick: bool, seed: int, out: Path) -> Study:
+def load(quick: bool, seed: int, data: Sequence[str], out: Path) -> Study:
     """The demo's study with its data prepared in ``out``."""
     text = resources.files("disco.studies").joinpath("quick.toml" if quick else "demo.toml").read_text()
     table = tomllib.loads(text)
     table["base"]["seed"] = seed
-    return build_study(table, partial(prepare, cache=out / DATA))
+    return build_study(table, partial(prepare, cache=out / DATA, source=data))
 
 
 def expected_seconds(study: Study, out: Path, workers: int) -> float:

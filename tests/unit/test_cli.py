@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +31,13 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60)
 
 
-def test_help_is_quick_and_loads_nothing_heavy() -> None:
-    begun = time.monotonic()
+def test_help_loads_nothing_heavy() -> None:
     shown = python("-X", "importtime", "-m", "disco", "--help")
-    seconds = time.monotonic() - begun
     assert shown.returncode == 0
     for command in ("train", "sweep", "fit", "plan", "report", "runs", "demo"):
         assert f"• {command}" in shown.stdout
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in shown.stderr.splitlines()}
     assert not loaded & {"torch", "polars", "scipy", "numpy", "plotly", "tokenizers"}
-    assert seconds < 5  # about 0.5 on an idle machine
 
 
 @pytest.mark.parametrize("module", ["runs.table", "sweep.engines.local", "cli._sweep", "cli._runs", "cli._fit"])
@@ -70,6 +66,12 @@ def test_records_studies_and_the_parent_of_a_sweep_need_no_torch(module: str) ->
         (["train", "bad.toml"], "bad.toml is not TOML: "),
         (["sweep", "run", "no.toml"], "cannot read the study no.toml: No such file or directory"),
         (["sweep", "run", "bad.toml"], "bad.toml is not TOML: "),
+        (["sweep", "run", "s.toml", "--data", "nowhere.txt"], "nowhere.txt"),
+        (["sweep", "run", "s.toml", "--data", "empty.txt"], "empty.txt"),
+        (["sweep", "run", "s.toml", "--data", "binary.txt"], "binary.txt"),
+        (["sweep", "run", "s.toml", "--data", "short.txt"], "the horizon of 4,096 tokens is longer than the data: "),
+        (["train", "c.toml", "--data", "short.txt", "--set", "batch=4096"], "the batch of 4,096 tokens is larger than"),
+        (["demo", "--quick", "--data", "short.txt"], "too few to hold 8,192 tokens out"),
         (["sweep", "run", "s.toml", "--workers", "0"], "--workers must be 1 or more, got 0"),
         (["sweep", "run", "s.toml", "--workers", "x"], "Error parsing --workers: no type matching INT"),
         (["sweep", "run", "s.toml", "--out", "s.toml"], "s.toml/data: Not a directory"),
@@ -95,6 +97,9 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bad.toml").write_text("[")
+    Path("empty.txt").write_text("")
+    Path("binary.txt").write_bytes(bytes(range(256)))
+    Path("short.txt").write_text("All work and no play. " * 150)
     Path("s.toml").write_text(STUDY)
     Path("c.toml").write_text(STUDY.partition("[axes]")[0].replace("[base]\n", ""))
     assert main(arguments) == 2
@@ -103,7 +108,7 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
     assert printed.err.count("\n") == 1
     assert printed.err.startswith("disco: error: ")
     assert message in printed.err
-    left = set(os.listdir()) - {"bad.toml", "s.toml", "c.toml"}
+    left = set(os.listdir()) - {"bad.toml", "s.toml", "c.toml", "empty.txt", "binary.txt", "short.txt"}
     assert all(set(os.listdir(folder)) <= {"data"} for folder in left), "no run was begun"
 
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from disco.runs.horizons import window
 from disco.train.config import DataConfig, ModelConfig, ScheduleConfig, TrainConfig
-from disco.train.schedule import Point, evaluation_points, factor, learning_rate_factor, window
+from disco.train.schedule import Point, evaluation_points, factor, learning_rate_factor
 
 MODEL = ModelConfig(width=32, depth=2, head_size=16, context=128)
 

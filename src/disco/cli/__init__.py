@@ -29,6 +29,7 @@ File = tyro.conf.Positional[Path]
 Files = tyro.conf.Positional[tuple[Path, ...]]
 Number = Annotated[str, tyro.conf.arg(metavar="NUMBER")]
 Output = tyro.conf.arg(aliases=["-o"])
+Data = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH")]
 Json = Annotated[bool, tyro.conf.arg(name="json", help="JSON instead of a table.")]
 
 
@@ -51,6 +52,7 @@ def train(
     config: File,
     *,
     set: Annotated[tuple[tuple[str, ...], ...], tyro.conf.arg(metavar="KEY=VALUE"), tyro.conf.UseAppendAction] = (),
+    data: Data = (),
     out: Path = Path("runs"),
     threads: int = 1,
     as_json: Json = False,
@@ -60,18 +62,20 @@ def train(
     Args:
         config: TOML file with the keys of TrainConfig.
         set: Settings in place of the file's, such as optimizer.lr=2^-5.
+        data: Text of your own in place of the file's: files and folders of .txt, .jsonl, .parquet.
         out: Folder of run records.
         threads: Threads of torch. With 1 the numbers are, to the bit, those of the same run in a sweep.
     """
     from disco.cli import _train
 
-    return _train.train(config, [item for group in set for item in group], out, threads, as_json)
+    return _train.train(config, [item for group in set for item in group], data, out, threads, as_json)
 
 
 @_command(sweep_app, "run")
 def sweep_run(
     study: File,
     *,
+    data: Data = (),
     out: Path | None = None,
     workers: int | None = None,
     dry_run: bool = False,
@@ -81,13 +85,14 @@ def sweep_run(
 
     Args:
         study: TOML file; its format is described in disco.sweep.study.
+        data: Text of your own in place of the file's: files and folders of .txt, .jsonl, .parquet.
         out: Folder of run records; runs/NAME for the study NAME if not given.
         workers: Processes, one thread each; one per core if not given.
         dry_run: Show the plan and stop.
     """
     from disco.cli import _sweep
 
-    return _sweep.run(study, out, workers, dry_run, as_json)
+    return _sweep.run(study, data, out, workers, dry_run, as_json)
 
 
 @_command(sweep_app, "status")
@@ -182,6 +187,7 @@ def demo(
     *,
     quick: bool = False,
     seed: int = 0,
+    data: Data = (),
     out: Path = Path("demo-runs"),
     workers: int | None = None,
     as_json: Json = False,
@@ -191,12 +197,13 @@ def demo(
     Args:
         quick: A smaller sweep, in about a minute.
         seed: Seed of weights and data order.
+        data: Text of your own in place of the embedded one: files and folders of .txt, .jsonl, .parquet.
         out: Folder for records and report.
         workers: Processes, one thread each; one per core if not given.
     """
     from disco import demo
 
-    return demo.run(quick=quick, seed=seed, out=out, workers=workers, as_json=as_json)
+    return demo.run(quick=quick, seed=seed, data=data, out=out, workers=workers, as_json=as_json)
 
 
 app.command(sweep_app, name="sweep", help="Train the runs of a study, or see how far they are.")

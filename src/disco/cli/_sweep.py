@@ -6,6 +6,7 @@ import dataclasses
 import shlex
 import tempfile
 import tomllib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,22 +25,23 @@ from disco.train.config import TrainConfig, to_dict
 from disco.train.data import prepare
 
 
-def run(path: Path, out: Path | None, workers: int | None, dry_run: bool, as_json: bool) -> int:
+def run(path: Path, data: Sequence[str], out: Path | None, workers: int | None, dry_run: bool, as_json: bool) -> int:
     """Runs or shows a study; exit code 1 when runs failed, 128 + signal when interrupted."""
     if workers is not None and workers < 1:
         raise UserError(f"--workers must be 1 or more, got {workers}")
     if dry_run:
         with tempfile.TemporaryDirectory() as cache:
-            study = load_study(path, partial(prepare, cache=Path(cache)))
+            study = load_study(path, partial(prepare, cache=Path(cache), source=data))
             check_data(study, Path(cache))
         _plan(study, as_json)
         return 0
     out = out or Path("runs") / _name(path)
-    study = load_study(path, partial(prepare, cache=out / DATA))
+    study = load_study(path, partial(prepare, cache=out / DATA, source=data))
     if not as_json:
         _plan(study, as_json)
     result = run_study(study, out, workers=workers, show=display(as_json))
-    return _ended(result, out, path, as_json)
+    again = ["disco", "sweep", "run", str(path), "--out", str(out), *(("--data", *data) if data else ())]
+    return _ended(result, out, shlex.join(again), as_json)
 
 
 def _name(path: Path) -> str:
@@ -61,8 +63,7 @@ def _plan(study: Study, as_json: bool) -> None:
         print(f"note: {note}")
 
 
-def _ended(result: Result, out: Path, path: Path, as_json: bool) -> int:
-    again = f"disco sweep run {shlex.quote(str(path))} --out {shlex.quote(str(out))}"
+def _ended(result: Result, out: Path, again: str, as_json: bool) -> int:
     if as_json:
         _show.event("result", out=out, **dataclasses.asdict(result))
     elif result.signal is not None:

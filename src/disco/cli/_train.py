@@ -19,12 +19,12 @@ from disco.train.config import ConfigError, TrainConfig, from_dict
 from disco.train.data import prepare
 
 
-def train(path: Path, settings: Sequence[str], out: Path, threads: int, as_json: bool) -> int:
+def train(path: Path, settings: Sequence[str], data: Sequence[str], out: Path, threads: int, as_json: bool) -> int:
     """Trains the run of a configuration file; exit code 1 if it diverged."""
     if threads < 1:
         raise UserError(f"--threads must be 1 or more, got {threads}")
     config = load_config(path, settings)
-    config = replace(config, data=prepare(config.data, out / DATA))
+    config = replace(config, data=prepare(config.data, out / DATA, source=data))
 
     import torch
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from disco.runs.horizons import powers_of_two, window
 from disco.runs.reader import Array, Run
 from disco.runs.schema import Metric, Outcome
 from disco.runs.units import power
-
-WINDOW = 64
-"""The evaluations of a horizon of s steps are at s, s - d and s - 2d, with d = max(1, s // 64)."""
 
 DEFAULTS: Mapping[str, Any] = {
     "optimizer.momentum": 0.0,
@@ -143,14 +140,12 @@ def _said(key: str, value: Any) -> str:
 def horizons(run: Run) -> list[int]:
     """The horizons (tokens) that a run is evaluated for, reached or not: its own and, without a decay, those before it.
 
-    The rule is the trainer's: powers of two that the batch divides and that are at least four times the held-out text.
+    The rule is the trainer's (``runs.horizons``).
     """
     batch, own = run.config["batch"], run.config["horizon"]
     if _setting(run, "schedule.decay"):
         return [own]
-    first = max(batch, 4 * run.config["data"]["valid_tokens"])
-    powers = (2**k for k in range(math.ceil(math.log2(first)), own.bit_length()))
-    return sorted({own, *(tokens for tokens in powers if tokens <= own and tokens % batch == 0)})
+    return sorted({own, *powers_of_two(batch, run.config["data"]["valid_tokens"], own)})
 
 
 def diverged(run: Run) -> bool:
@@ -163,11 +158,10 @@ def _cell(run: Run, tokens: int, loss: str, norms: Mapping[str, Array]) -> dict[
     step = tokens // run.config["batch"]
     if not np.isfinite(_at(run, loss, [step])).any() or not np.isfinite(_at(run, Metric.LOSS_VALID, [step])).any():
         return {}
-    spacing = max(1, step // WINDOW)
-    window = [s for s in (step - 2 * spacing, step - spacing, step) if s > 0]
-    losses = _at(run, loss, window)
+    steps = window(step)
+    losses = _at(run, loss, steps)
     losses = losses[np.isfinite(losses)]
-    at = np.isin(run.column(Metric.STEP), window)
+    at = np.isin(run.column(Metric.STEP), steps)
     with np.errstate(divide="ignore"):
         logs = {key: np.log2(values[at & np.isfinite(values)]) for key, values in norms.items()}
     return {

@@ -18,7 +18,7 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +38,10 @@ FORMAT = 1
 """Version of the cache; another one is not read."""
 
 
-def prepare(config: DataConfig, cache: Path) -> DataConfig:
+def prepare(config: DataConfig, cache: Path, source: Sequence[str] = ()) -> DataConfig:
     """Tokenises the text unless ``cache`` holds its tokens, and fills in ``digest`` and ``vocab``.
+
+    ``source``, if given, takes the place of the configured one.
 
     The digest depends on the text and the tokenizer only, not on where they are. A second call knows the source files
     by their sizes and times, reads no text, and verifies the checksum of the tokens. Several processes may call it at
@@ -49,6 +51,7 @@ def prepare(config: DataConfig, cache: Path) -> DataConfig:
         UserError: text or tokenizer that cannot be used (see ``documents``), a cache that cannot be written, or a
             ``config.digest`` that is not the one of this text.
     """
+    config = dataclasses.replace(config, source=tuple(source)) if source else config
     paths = documents.files(config.source)
     coder = _coder_of(config.tokenizer)
     key = _key(config, coder, paths)

@@ -7,19 +7,13 @@ shorter run, and more. Steps count optimizer updates made: step 0 is the initial
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from disco.runs.horizons import powers_of_two, window
 from disco.train.config import TrainConfig
 
 Shape = Literal["linear", "sqrt", "cosine"]
-
-WINDOW = 64
-"""The trailing window of a horizon of s steps is s - 2d, s - d, s with d = max(1, s // WINDOW)."""
-
-SHORTEST_HORIZON = 4
-"""Least tokens of a horizon over held-out tokens: evaluation then costs little against training."""
 
 
 def factor(
@@ -69,28 +63,16 @@ class Point:
     horizon: bool
 
 
-def window(step: int) -> tuple[int, ...]:
-    """The steps whose held-out losses give the loss and noise of a horizon of ``step`` steps."""
-    apart = max(1, step // WINDOW)
-    return tuple(at for at in (step - 2 * apart, step - apart, step) if at > 0)
-
-
 def evaluation_points(config: TrainConfig) -> tuple[Point, ...]:
     """Where a run is measured, in the order of steps: its start, the norm curve, and the window of each horizon.
 
     The norm curve takes the steps 2^(k/2). The horizons are the powers of two in tokens that are multiples of the batch
-    and at least ``SHORTEST_HORIZON`` times the held-out tokens, and the run's own end. A longer run of the same
+    and at least four times the held-out tokens (``runs.horizons``), and the run's own end. A longer run of the same
     configuration only appends points, except that the window of the shorter run's own horizon is not its own.
     """
     last = config.horizon // config.batch
-    horizons = {0, *window(last)}.union(*(window(step) for step in _power_of_two_horizons(config)))
+    ahead = 2 * config.horizon  # the window of the first horizon past the end may begin before it
+    ends = [last, *(tokens // config.batch for tokens in powers_of_two(config.batch, config.data.valid_tokens, ahead))]
+    horizons = {0}.union(*map(window, ends))
     curve = {round(2 ** (k / 2)) for k in range(2 * last.bit_length())}
     return tuple(Point(step, step in horizons) for step in sorted(horizons | curve) if step <= last)
-
-
-def _power_of_two_horizons(config: TrainConfig) -> Iterator[int]:
-    """Their steps, up to the first past the end: its window may begin before the end."""
-    for power in range(config.horizon.bit_length() + 1):
-        tokens = 2**power
-        if tokens >= SHORTEST_HORIZON * config.data.valid_tokens and tokens % config.batch == 0:
-            yield tokens // config.batch
