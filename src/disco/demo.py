@@ -74,7 +74,7 @@ def run(
     fit = fit_table({name: table[name].to_numpy() for name in table.columns})
     page = write_report(records, fit, out / "report.html")
     write_json(out / "fit.json", fit.to_dict())
-    next_plan = _next(fit)
+    next_plan = plan(fit, 2 * max(item.tokens for item in fit.horizons))
     if as_json:
         print(
             json.dumps(
@@ -114,16 +114,10 @@ def expected_seconds(study: Study, out: Path, workers: int) -> float:
     return START_SECONDS + EVALUATION * work / workers
 
 
-def _next(fit: StudyFit) -> Plan:
-    """The plan for twice the longest horizon of the smallest model, which was swept best."""
-    model = fit.horizons[0].model
-    return plan(fit, 2 * max(item.tokens for item in fit.horizons if item.model == model), model=model)
-
-
 def _show(fit: StudyFit, next_plan: Plan) -> None:
     print("\nThe optimum for each number of tokens:\n")
     print(render_optima(fit))
-    print(render_rules(fit))
+    print(render_rules(fit, next_plan.family, next_plan.model))
     print("\nFor a run of twice the tokens:\n")
     print(render_plan(next_plan))
 

@@ -232,3 +232,10 @@ def test_statistics_import_neither_torch_nor_tables_nor_plots() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     code = "import sys, disco.report, disco.guide._plan; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_optima_at_one_grid_point_carry_no_exponent() -> None:
+    table = columns(np.arange(-6.0, 1.0), batches=(1024,), exponents=(0.0, 0.0, 0.0), noise=0.0)
+    rule = next(r for r in fit_table(table).rules if (r.name, r.recipe) == ("lr(tokens)", "paper"))
+    assert rule.law is None
+    assert "same grid point" in rule.reason

@@ -84,6 +84,8 @@ def test_choice_of_model_and_family() -> None:
     fit = fit_table(join(small, large, other))
     assert (plan(fit, 2**22).model, plan(fit, 2**22).family) == ("d64-L2", "scion")
     assert plan(fit, 2**22, model="d32-L2").family == "scion"  # the lower loss
+    one_batch = columns(RATES, model=(64, 2), batches=(2048,))
+    assert plan(fit_table(join(small, one_batch)), 2**22).model == "d32-L2"  # the largest that carries a rule
     assert plan(fit, 2**22, family="adamw").model == "d32-L2"
     with pytest.raises(UserError, match="no model 'd1-L1'; it has 'd32-L2', 'd64-L2'"):
         plan(fit, 2**22, model="d1-L1")

@@ -208,6 +208,8 @@ def _cell_of(cells: Sequence[Cell], item: Horizon) -> Cell:
 def _not_enough(rows: Sequence[dict[str, float]], total: int, planar: bool) -> str:
     """Why these optima do not carry a rule in tokens, or in batch and tokens; empty when they do."""
     horizons = len({row["tokens"] for row in rows})
+    if horizons >= MIN_HORIZONS and np.ptp([row["y"] for row in rows]) < 1e-9:
+        return f"not enough: all {len(rows)} optima are at the same grid point, too coarse to tell an exponent"
     if not planar:
         found = f"not enough: {len(rows)} of {total} horizons have an optimum and a best batch inside the grids"
         return f"{found}; needed: {MIN_HORIZONS}" if horizons < MIN_HORIZONS else ""

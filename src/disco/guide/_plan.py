@@ -65,7 +65,8 @@ def plan(
         fit: Of ``disco.fit.fit_table``.
         tokens: Horizon of the run to plan.
         batch: Tokens per step, if that is decided already.
-        model: Which model of the study, "d64-L2"; None means the one with the most parameters.
+        model: Which model of the study, "d64-L2"; None means the largest that carries a rule for the learning rate, or
+            without any the largest.
         family: Which family; None means the one with the lowest loss at that model's largest horizon.
 
     Raises:
@@ -107,10 +108,11 @@ def _choose(fit: StudyFit, family: str | None, model: str | None) -> tuple[str, 
     if not studies:
         raise UserError(f"plan: the fit has no runs of model {model!r} in family {family!r}")
 
-    def rank(study: tuple[str, str]) -> tuple[float, int, float]:
+    def rank(study: tuple[str, str]) -> tuple[bool, float, int, float]:
         last = fit.of(*study)[1][-1]
         size = 0.0 if math.isnan(last.parameters) else last.parameters
-        return size, last.tokens, -last.loss if math.isfinite(last.loss) else -math.inf
+        ruled = fit.rule(*study, "lr(batch, tokens)").law is not None
+        return ruled, size, last.tokens, -last.loss if math.isfinite(last.loss) else -math.inf
 
     return max(studies, key=rank)
 
@@ -133,7 +135,9 @@ def _batch(rule: Rule, horizons: Sequence[Horizon], tokens: int, given: int | No
     prediction, why = _predict(rule, tokens=float(tokens))
     if prediction:
         value = min(2.0 ** round(prediction.log2), 2.0 ** math.floor(math.log2(tokens)))
-        return Estimate(value, (2**prediction.low, 2**prediction.high), "rule", why)
+        return Estimate(
+            value, (2**prediction.low, 2**prediction.high), "rule", f"{why}: 2^{prediction.log2:.2f}, rounded"
+        )
     last = horizons[-1]
     edge = ", which is at the edge of the grid of batches" if last.at_edge else ""
     where = f"best of the grid at {_power(last.tokens)} tokens{edge}"

@@ -27,8 +27,6 @@ OPEN = 3
 """Studies shown unfolded; further ones are folded, and drawn when opened."""
 NOTES = 8
 """Warnings shown unfolded."""
-WRAPPED = {"because", "fit", "notes", "family"}
-"""Columns of tables whose text may break into lines."""
 
 
 @dataclass
@@ -203,7 +201,7 @@ def _near_optimum(fit: StudyFit, family: str, model: str, curves: pl.DataFrame, 
 
 def _table(sheet: Sheet) -> str:
     def kind(index: int, header: str) -> str:
-        return "wrap" if header in WRAPPED else "left" if index < sheet.left else ""
+        return "wrap" if header in tables.WRAPPED else "left" if index < sheet.left else ""
 
     def row(tag: str, values: Sequence[str]) -> str:
         kinds = (kind(index, header) for index, header in enumerate(sheet.headers))

@@ -25,6 +25,8 @@ FLAGS = {
     "one-batch": "one batch only",
 }
 """What a flag means to a reader."""
+WRAPPED = {"because", "fit", "notes", "family"}
+"""Columns whose text may break into lines."""
 INTERVALS = "In brackets: 90% intervals."
 
 
@@ -76,11 +78,18 @@ def optima(fit: StudyFit) -> Sheet:
         cell = fit.cell(item.family, item.model, item.batch, item.tokens)
         assert cell is not None
         notes = [flags([name for name in item.flags if name != "no-optimum"], "batch"), flags(cell.lr.flags, "rate")]
-        named = (item.model, item.family) if len(fit.studies) > 1 else ()
-        rows.append((*named, *_cell(cell), ", ".join(note for note in notes if note) or "ok"))
-    named = ("model", "family") if len(fit.studies) > 1 else ()
+        rows.append(
+            (*_names(fit, item.family, item.model), *_cell(cell), ", ".join(note for note in notes if note) or "ok")
+        )
+    named = _names(fit, "family", "model")
     headers = ("tokens", "best batch", "learning rate", "norm", "paper", "loss", "notes")
     return Sheet((*named, *headers), tuple(rows), left=len(named))
+
+
+def _names(fit: StudyFit, family: str, model: str) -> tuple[str, ...]:
+    """Those of model and family in which the studies of a fit differ."""
+    families, models = ({study[index] for study in fit.studies} for index in (0, 1))
+    return (*((model,) if len(models) > 1 else ()), *((family,) if len(families) > 1 else ()))
 
 
 def cells(fit: StudyFit, family: str, model: str) -> Sheet:
@@ -167,10 +176,9 @@ def render_optima(fit: StudyFit, width: int = 110) -> str:
     return f"{_text(optima(fit), width)}\n  {INTERVALS}\n{_notes(fit.warnings, width)}"
 
 
-def render_rules(fit: StudyFit, width: int = 110) -> str:
-    """The rules of every model as text."""
-    parts = (f"{' '.join(filter(None, reversed(s)))}\n{_text(rules(fit, *s), width)}" for s in fit.studies)
-    return "\n".join(parts)
+def render_rules(fit: StudyFit, family: str, model: str, width: int = 110) -> str:
+    """The rules of one model as text."""
+    return f"{' '.join(filter(None, (model, family)))}\n{_text(rules(fit, family, model), width)}"
 
 
 def render_plan(plan: Plan, width: int = 110) -> str:
@@ -187,8 +195,9 @@ def _notes(notes: Sequence[str], width: int) -> str:
 def _text(sheet: Sheet, width: int) -> str:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, header in enumerate(sheet.headers):
-        words = index < sheet.left or header == "notes"
-        table.add_column(header, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+        left = index < sheet.left or header == "notes"
+        wraps = header in WRAPPED
+        table.add_column(header, justify="left" if left else "right", no_wrap=not wraps, overflow="fold")
     for row in sheet.rows:
         table.add_row(*(cell.replace("[", r"\[") for cell in row))
     console = Console(file=StringIO(), width=width, color_system=None)

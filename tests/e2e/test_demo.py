@@ -1,0 +1,54 @@
+"""The main job as a user runs it: one command, real text, a page at the end."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from disco.runs.reader import read_runs
+
+
+def demo(out: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "disco", "demo", "--quick", "--out", str(out), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def table(printed: str) -> list[str]:
+    """The lines of the table of optima that hold results."""
+    start = printed.index("The optimum for each number of tokens")
+    return [line for line in printed[start:].splitlines() if re.match(r"\s+2\^\d+ ", line)]
+
+
+def measured(lines: list[str]) -> list[str]:
+    """The losses, which are printed to the thousandth."""
+    return re.findall(r"\b\d\.\d{3}\b", " ".join(lines))
+
+
+def test_quick_demo_answers_and_repeats_itself(tmp_path: Path) -> None:
+    printed = demo(tmp_path)
+    assert re.search(r"\d+ runs, [\d.]+M tokens, \d+ processes; expected: ", printed)
+    assert "learning rate" in printed[printed.index("For a run of twice the tokens") :]
+    optima = table(printed)
+    assert len(optima) == len(json.loads((tmp_path / "fit.json").read_bytes())["horizons"]) == 3
+    page = tmp_path / "report.html"
+    assert str(page) in printed
+    text = page.read_text()
+    for loss in measured(optima):
+        assert loss in text
+    assert "http" not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    runs = read_runs(tmp_path)
+    assert not runs.problems
+    assert all(run.outcome == "finished" for run in runs.runs)
+    assert table(demo(tmp_path)) == optima  # nothing is trained again
+
+
+@pytest.mark.full
+def test_another_seed_changes_every_number(tmp_path: Path) -> None:
+    first, second = (measured(table(demo(tmp_path / str(seed), "--seed", str(seed)))) for seed in (0, 1))
+    assert len(first) == len(second) > 0
+    assert all(a != b for a, b in zip(first, second, strict=True))
