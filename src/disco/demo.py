@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import sys
 import time
 import tomllib
 from collections.abc import Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from disco.fit import StudyFit, fit_table
 from disco.guide import Plan, plan
 from disco.report import render_optima, render_plan, render_rules, write_report
 from disco.runs.reader import read_runs
 from disco.runs.schema import DATA
-from disco.runs.table import cells
+from disco.runs.table import columns
 from disco.runs.units import duration, short
 from disco.runs.writer import write_json
 from disco.sweep.engines.local import Result, run_study
 from disco.sweep.progress import display
-from disco.sweep.study import Study, build_study, new_tokens, rows
+from disco.sweep.record import outcome
+from disco.sweep.study import Study, build_study, check_data, new_tokens, rows
 from disco.train.calibrate import tokens_per_second
+from disco.train.config import TrainConfig
 from disco.train.data import prepare
 
-EVALUATION = 1.15
-"""Time with evaluations over time without (measured, docs/log.md)."""
+OVERHEAD = 1.3
+"""Time of a sweep over that of its training steps alone: evaluations, norms, checkpoints, and cores without work at the
+end. Measured on the whole demo on two cores: 504 s over 390 s."""
 
 START_SECONDS = 6.0
 """Start of the workers, fit and page."""
@@ -52,7 +58,7 @@ def run(
         as_json: lines of JSON instead of text: a plan, progress, and the result.
 
     Returns:
-        The exit code: 0, 1 if runs failed, 128 + signal after an interruption.
+        The exit code: 0, 1 if runs failed, 2 if records are damaged, 128 + signal after an interruption.
 
     Raises:
         UserError: see ``run_study``.
@@ -60,39 +66,48 @@ def run(
     started = time.monotonic()
     workers = workers or len(os.sched_getaffinity(0))
     study = load(quick, seed, data, out)
-    seconds = expected_seconds(study, out, workers)
+    check_data(study, out / DATA)
+    left = [config for config in study.runs if outcome(config, out) is None]
+    seconds = expected_seconds(left, out, workers)
     if as_json:
-        print(json.dumps({"event": "plan", "runs": len(study.runs), "tokens": study.tokens, "seconds": seconds}))
+        _event("plan", runs=len(study.runs), left=len(left), tokens=study.tokens, seconds=seconds)
     else:
-        _announce(study, out, workers, seconds)
+        _announce(study, left, out, workers, seconds)
     result = run_study(study, out, workers=workers, show=display(as_json))
     if result.signal is not None:
-        print(f"stopped with {result.waiting} runs left; the same command continues")
+        if as_json:
+            _event("result", out=str(out), **dataclasses.asdict(result))
+        else:
+            print(f"stopped with {result.waiting} runs left; the same command continues")
         return 128 + result.signal
-    records = read_runs(out)
-    table = cells(records.runs)
-    fit = fit_table({name: table[name].to_numpy() for name in table.columns})
+    records = read_runs(*(out / config.id for config in study.runs))  # other studies may lie beside this one's
+    fit = fit_table(columns(records.runs))
     page = write_report(records, fit, out / "report.html")
     write_json(out / "fit.json", fit.to_dict())
     next_plan = plan(fit, 2 * max(item.tokens for item in fit.horizons))
     if as_json:
-        print(
-            json.dumps(
-                {"event": "result", "plan": next_plan.to_dict(), "fit": str(out / "fit.json"), "page": str(page)}
-            )
-        )
+        files = {"fit": str(out / "fit.json"), "page": str(page), "problems": records.problems}
+        _event("result", out=str(out), **dataclasses.asdict(result), plan=next_plan.to_dict(), **files)
     else:
         _show(fit, next_plan)
         print(f"{_outcomes(result)} in {duration(time.monotonic() - started)}. The page: {page.resolve()}")
-    return 1 if result.failed else 0
+    for problem in records.problems:
+        print(f"disco: warning: {problem}", file=sys.stderr)
+    return 1 if result.failed else 2 if records.problems else 0
 
 
-def _announce(study: Study, out: Path, workers: int, seconds: float) -> None:
+def _event(name: str, **fields: Any) -> None:
+    print(json.dumps({"event": name, **fields}), flush=True)
+
+
+def _announce(study: Study, left: Sequence[TrainConfig], out: Path, workers: int, seconds: float) -> None:
     print("Which learning rate and batch size? A sweep of tiny models on English text.\n")
     for row in rows(study):
         print("  {model}, batch {batch}, learning rates {learning rates}, to {horizon} tokens".format(**row))
+    done = len(study.runs) - len(left)
     print(
-        f"\n  {len(study.runs)} runs, {short(study.tokens)} tokens, {workers} processes; expected: {duration(seconds)}"
+        f"\n  {len(study.runs)} runs{f' ({done} already done)' if done else ''}, {short(study.tokens)} tokens, "
+        f"{workers} processes; expected: {duration(seconds)}"
     )
     print(f"  records in {out}; stop with Ctrl-C, the same command continues\n", flush=True)
 
@@ -105,13 +120,13 @@ def load(quick: bool, seed: int, data: Sequence[str], out: Path) -> Study:
     return build_study(table, partial(prepare, cache=out / DATA, source=data))
 
 
-def expected_seconds(study: Study, out: Path, workers: int) -> float:
-    """Time that the whole study takes, from a few steps of each kind of run."""
-    kinds = {(config.model, config.batch): config for config in study.runs}
-    speeds = tokens_per_second(list(kinds.values()), out / DATA, workers)
+def expected_seconds(left: Sequence[TrainConfig], out: Path, workers: int) -> float:
+    """Time that runs take, from a few steps of each kind of them, their data prepared in ``out``."""
+    kinds = {(config.model, config.batch): config for config in left}
+    speeds = tokens_per_second(list(kinds.values()), out / DATA, workers) if kinds else ()
     speed = dict(zip(kinds, speeds, strict=True))
-    work = sum(new_tokens(config) / speed[config.model, config.batch] for config in study.runs)
-    return START_SECONDS + EVALUATION * work / workers
+    work = sum(new_tokens(config) / speed[config.model, config.batch] for config in left)
+    return START_SECONDS + OVERHEAD * work / workers
 
 
 def _show(fit: StudyFit, next_plan: Plan) -> None:
@@ -123,5 +138,6 @@ def _show(fit: StudyFit, next_plan: Plan) -> None:
 
 
 def _outcomes(result: Result) -> str:
-    counts = {"finished": result.finished, "diverged": result.diverged, "failed": len(result.failed)}
+    counts = {"finished": result.finished, "diverged": result.diverged, "pruned": result.pruned}
+    counts |= {"failed": len(result.failed)}
     return ", ".join(f"{count} {word}" for word, count in counts.items() if count or word == "finished")

@@ -17,12 +17,18 @@ from torch import Generator, Tensor, nn
 
 from disco.norms import norm
 
-GROUPS = ("input", "hidden", "output", "vector")
+GROUP_NORMS = {"input": "one_to_rms", "hidden": "rms_to_rms", "output": "rms_to_inf", "vector": "rms"}
+"""Layer group -> its norm, unless the kind of module (a convolution) or an override says otherwise."""
+
+GROUPS = tuple(GROUP_NORMS)
 OUTPUT_NAMES = ("output", "lm_head", "unembed", "unembedding", "embed_out", "head", "classifier")
 """Last part of the names that output layers commonly have."""
 
 IN_OUT_EXPERTS = ("Llama4TextExperts", "GptOssExperts")
 """Modules of transformers whose 3-D expert weights are stored [expert, in, out]; all others are taken as out_in."""
+
+_POSITIONS = re.compile(r"(^|[._])(pos|wpe)")
+"""In the name of an embedding: its rows are positions, not a vocabulary."""
 
 _WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(?=\.)")
 
@@ -77,15 +83,16 @@ def param_groups(
 
     Embeddings are input (one_to_rms, stored in_out); the layer to the vocabulary is output (rms_to_inf); other matrices
     are hidden (rms_to_rms; convolutions conv; 3-D experts a batch of matrices); biases and gains are vector (rms). An
-    embedding tied to the output layer belongs to the output.
+    embedding tied to the output layer belongs to the output. Weights of 3 or more dimensions in modules not known here
+    (``IN_OUT_EXPERTS``) are taken as [batch..., out, in]; ``{"layout": "in_out"}`` in ``overrides`` changes that.
 
     Args:
         model: any module; frozen parameters are left out.
         lr: base learning rate, the step size in each layer's norm.
         ratios: learning rate of a group over ``lr``, for instance ``{"hidden": 1 / 8}``.
         overrides: shell-style pattern of parameter names -> any of ``group``, ``norm``, ``layout``, ``batch_dims``,
-            ``ratio``, or optimizer settings such as ``rule``, ``momentum``, ``weight_decay``, ``scale``. Later
-            patterns win.
+            ``ratio``, or optimizer settings such as ``rule``, ``momentum``, ``weight_decay``, ``scale``. Another
+            ``group`` without a ``norm`` brings that group's norm. Later patterns win.
 
     Raises:
         ValueError: unknown layer group or norm, a pattern that matches nothing, a parameter that does not fit its norm,
@@ -144,7 +151,7 @@ def init_(
     if unknown:
         raise ValueError(f"scales names parameters that the model does not have: {', '.join(sorted(unknown))}")
     for d in decisions:
-        if d.group == "vector" and d.name.rpartition(".")[2].endswith("bias"):
+        if d.group == "vector" and "bias" in d.name.rpartition(".")[2]:
             with torch.no_grad():
                 d.param.zero_()
         else:
@@ -169,6 +176,8 @@ def _override(decision: Decision, overrides: Mapping[str, Mapping[str, Any]]) ->
             own = {k: v for k, v in settings.items() if k in ("group", "norm", "layout", "batch_dims", "ratio")}
             if own.get("group", GROUPS[0]) not in GROUPS:
                 raise ValueError(f"unknown layer group {own['group']!r} in override {pattern!r}")
+            if own.get("group", decision.group) != decision.group:
+                own.setdefault("norm", GROUP_NORMS[own["group"]])
             options = dict(decision.options) | {k: v for k, v in settings.items() if k not in own}
             decision = replace(
                 decision, **own, options=tuple(options.items()), reason=f"override {pattern!r}"
@@ -205,6 +214,8 @@ def _decide_one(name: str, short: str, param: Tensor, module: nn.Module) -> Deci
         layout = "in_out" if module.transposed else "out_in"
         return Decision(name, param, "hidden", "conv", layout=layout, reason=kind)
     if param.ndim == 2:
+        if "bias" in short and any(other.ndim > 2 for other in module.parameters(recurse=False)):
+            return Decision(name, param, "vector", "rms", batch_dims=1, reason=f"{kind}: one bias for each expert")
         if kind == "Conv1D":
             return Decision(name, param, "hidden", "rms_to_rms", layout="in_out", reason="Conv1D, stored in x out")
         why = kind if isinstance(module, nn.Linear) else f"matrix {short!r} of {kind}, taken as out x in"
@@ -220,18 +231,23 @@ def _output_weight(model: nn.Module) -> tuple[Tensor | None, str]:
     found = get() if callable(get) else None
     if isinstance(found, nn.Module) and isinstance(found.weight, Tensor):
         return found.weight, "get_output_embeddings() of the model"
-    linears = [(clean_name(name), m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
-    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    modules = [(clean_name(name), m) for name, m in model.named_modules()]
+    linears = [(name, m) for name, m in modules if isinstance(m, nn.Linear)]
+    embeddings = [(name, m) for name, m in modules if isinstance(m, nn.Embedding)]
     for _, module in linears:
-        if any(module.weight is embedding.weight for embedding in embeddings):
+        if any(module.weight is embedding.weight for _, embedding in embeddings):
             return module.weight, "tied"
-    for name, module in reversed(linears):
-        if name.rpartition(".")[2] in OUTPUT_NAMES:
-            return module.weight, f"Linear named {name.rpartition('.')[2]!r}"
-    vocabularies = {embedding.num_embeddings for embedding in embeddings}
-    for _, module in reversed(linears):
+    vocabularies = [m.num_embeddings for name, m in embeddings if not _POSITIONS.search(name)]
+    named = [(name, m) for name, m in reversed(linears) if name.rpartition(".")[2] in OUTPUT_NAMES]
+    for name, module in named:
         if module.out_features in vocabularies:
-            return module.weight, f"Linear to {module.out_features} entries, as an embedding has"
-    if linears and not embeddings:
-        return linears[-1][1].weight, "the last Linear of a model without embeddings"
+            return module.weight, f"Linear named {name.rpartition('.')[2]!r} to a vocabulary"
+    for _, module in reversed(linears):
+        if vocabularies and module.out_features == max(vocabularies):
+            return module.weight, f"Linear to {module.out_features} entries, as the largest embedding has"
+    for name, module in named:
+        if "." not in name:
+            return module.weight, f"Linear of the model named {name!r}"
+    if linears and not vocabularies:
+        return linears[-1][1].weight, "the last Linear of a model without token embeddings"
     return None, ""

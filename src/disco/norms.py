@@ -309,21 +309,19 @@ def sigma_max(matrix: Tensor, *, exact: bool = False) -> Tensor:
 
     By default the square root of the largest eigenvalue of the smaller Gram matrix, formed in float32 after scaling by
     the largest entry: relative error below 1e-5 (about 1e-6 seen), for the top of the spectrum does not suffer from
-    squaring. ``exact`` takes an SVD.
+    squaring. ``exact`` takes an SVD. A matrix with infinite or NaN entries gives NaN.
     """
     x = _at_least_float32(matrix)
     if x.numel() == 0:
         return x.new_zeros(x.shape[:-2])
+    finite = x.isfinite().all(dim=-1).all(dim=-1)
+    x = torch.where(finite[..., None, None], x, 0.0)  # LAPACK refuses what it cannot order
     if exact:
-        return torch.linalg.svdvals(x)[..., 0]
+        return torch.where(finite, torch.linalg.svdvals(x)[..., 0], torch.nan)
     scale = x.abs().amax(dim=(-2, -1), keepdim=True).clamp_min(EPS)
     x = x / scale
     gram = x @ x.mT if x.shape[-2] <= x.shape[-1] else x.mT @ x
-    if not gram.isfinite().all():  # LAPACK refuses what it cannot order
-        finite = gram.isfinite().all(dim=-1).all(dim=-1)
-        gram = torch.where(finite[..., None, None], gram, 0.0)
-        return torch.where(finite, torch.linalg.eigvalsh(gram)[..., -1].sqrt() * scale[..., 0, 0], torch.nan)
-    return torch.linalg.eigvalsh(gram)[..., -1].sqrt() * scale[..., 0, 0]
+    return torch.where(finite, torch.linalg.eigvalsh(gram)[..., -1].sqrt() * scale[..., 0, 0], torch.nan)
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -107,10 +107,10 @@ def orthogonalize(
     Args:
         matrix: shape [..., m, n]; leading dimensions are a batch.
         method, steps: see the module; ``accuracy(method, steps)`` tells how close the result is.
-        dtype: precision of the computation; None means ``working_dtype(matrix)``.
+        dtype: precision of the computation; None means ``working_dtype(matrix)``. ``svd`` takes at least float32.
 
     Returns:
-        Same shape and dtype as ``matrix``. Zero matrices give zero.
+        Same shape and dtype as ``matrix``. Zero matrices give zero, matrices with infinite or NaN entries NaN.
 
     Raises:
         ValueError: unknown method, steps below 1, or fewer than two dimensions.
@@ -145,11 +145,12 @@ def iterate(x: Tensor, triples: Coefficients) -> Tensor:
 
 
 def _svd(matrix: Tensor, dtype: torch.dtype | None) -> Tensor:
-    x = matrix.to(dtype or torch.promote_types(matrix.dtype, torch.float32))
-    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    x = matrix.to(torch.promote_types(dtype or matrix.dtype, torch.float32))  # LAPACK knows no half precision
+    finite = x.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
+    u, s, vh = torch.linalg.svd(torch.where(finite, x, 0.0), full_matrices=False)
     rounding = torch.finfo(x.dtype).eps * max(x.shape[-2:])
     kept = s > rounding * s[..., :1]
-    return ((u * kept.unsqueeze(-2)) @ vh).to(matrix.dtype)
+    return torch.where(finite, (u * kept.unsqueeze(-2)) @ vh, torch.nan).to(matrix.dtype)
 
 
 def _polar_express(steps: int) -> Coefficients:

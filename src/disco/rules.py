@@ -2,8 +2,9 @@
 
     W <- (1 - lr weight_decay) W - lr scale direction.
 
-Directions: ``lmo`` (Scion, Muon) and ``adamw``. A learning rate may be a number, or a tensor that broadcasts over the
-leading (batch) dimensions of the parameter, such as one rate for each run of a cohort.
+Directions: the LMO of ``average`` (``OperatorNorm.lmo``; Scion, Muon) and ``adamw``. A learning rate may be a number,
+or a tensor that broadcasts over the leading (batch) dimensions of the parameter, such as one rate for each run of a
+cohort.
 ``momentum`` is the weight that stays on the OLD buffer: M <- momentum M + (1 - momentum) G; 0 is none.
 """
 
@@ -31,24 +32,21 @@ SIZE_FACTORS: dict[str, Callable[[int, int], float]] = {
 
 
 def lmo_state(param: Tensor, *, momentum: float) -> State:
-    """What ``lmo`` remembers of one parameter: nothing without momentum."""
+    """What ``average`` remembers of one parameter: nothing without momentum."""
     return {"momentum": torch.zeros_like(param)} if momentum else {}
 
 
 def average(gradient: Tensor, state: State, *, momentum: float, nesterov: bool = False) -> Tensor:
     """What the LMO is taken of: the momentum buffer, which is updated in place, or without momentum the gradient.
 
-    Nesterov: momentum M + (1 - momentum) G with the updated M.
+    Nesterov: momentum M + (1 - momentum) G with the updated M. A momentum that was 0 before starts from a zero buffer.
     """
     if not momentum:
         return gradient
+    if "momentum" not in state:
+        state |= lmo_state(gradient, momentum=momentum)
     buffer = state["momentum"].lerp_(gradient.to(state["momentum"].dtype), 1 - momentum)
     return buffer.lerp(gradient.to(buffer.dtype), 1 - momentum) if nesterov else buffer
-
-
-def lmo(gradient: Tensor, state: State, *, norm: OperatorNorm, momentum: float, nesterov: bool = False) -> Tensor:
-    """The norm's steepest step for the averaged gradient (arXiv:2502.07529, algorithm 1)."""
-    return norm.lmo(average(gradient, state, momentum=momentum, nesterov=nesterov))
 
 
 def adamw_state(param: Tensor) -> State:
@@ -71,15 +69,18 @@ def adamw(gradient: Tensor, state: State, *, betas: tuple[float, float], eps: fl
 
 def apply_(param: Tensor, direction: Tensor, *, lr: float | Tensor, weight_decay: float, scale: float) -> None:
     """W <- (1 - lr weight_decay) W - lr scale direction, in place."""
-    if isinstance(lr, Tensor):
-        lr = lr.to(param).reshape(lr.shape + (1,) * (param.ndim - lr.ndim))
-        if weight_decay:
-            param.mul_(1 - lr * weight_decay)
-        param.sub_(direction * (lr * scale))
+    rate = broadcast(lr, param)
+    if weight_decay:
+        param.mul_(1 - rate * weight_decay)
+    if isinstance(rate, Tensor):
+        param.sub_(direction * (rate * scale))
     else:
-        if weight_decay:
-            param.mul_(1 - lr * weight_decay)
-        param.add_(direction.to(param.dtype), alpha=-lr * scale)
+        param.add_(direction.to(param.dtype), alpha=-rate * scale)
+
+
+def broadcast(lr: float | Tensor, param: Tensor) -> float | Tensor:
+    """The learning rate in a form that multiplies ``param``, over whose leading dimensions a tensor runs."""
+    return lr.to(param).reshape(lr.shape + (1,) * (param.ndim - lr.ndim)) if isinstance(lr, Tensor) else lr
 
 
 def scale_factor(scale: float | str, norm: OperatorNorm, shape: torch.Size) -> float:

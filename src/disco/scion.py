@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from disco import rules
+from disco.light import GradMomentum, to_average
 from disco.norms import OperatorNorm, norm
 
 GROUP_KEYS = {
@@ -38,11 +39,11 @@ class Scion(torch.optim.Optimizer):
         weight_decay: lambda of W <- (1 - lr lambda) W.
         nesterov: look ahead by one update of the buffer.
         orthogonalize, steps, dtype: see ``disco.polar.orthogonalize``.
-        scale: multiplier of the LMO, or a name in ``rules.SIZE_FACTORS``.
+        scale: multiplier of the direction, or for an LMO a name in ``rules.SIZE_FACTORS``.
         betas, eps: of the groups with rule "adamw".
-        light: keep the momentum in ``.grad`` and nothing else (ScionLight). ``zero_grad`` then leaves these gradients
-            alone, the next backward pass adds to them, and ``step`` raises RuntimeError if anything else, such as
-            gradient clipping, has changed them.
+        light: keep the momentum in ``.grad`` and nothing else (ScionLight, ``disco.light``). ``zero_grad`` then leaves
+            these gradients alone, the next backward pass adds to them, and ``step`` raises RuntimeError if anything
+            else, such as gradient clipping, a gradient scaler or ``zero_grad`` of the model, has changed them.
         keep_updates: remember the last update of each parameter, for ``norms(of="updates")``.
 
     Raises:
@@ -70,7 +71,7 @@ class Scion(torch.optim.Optimizer):
         self._orthogonalisation: dict[str, Any] = {"orthogonalize": orthogonalize, "steps": steps, "dtype": dtype}
         self._light = light
         self._keep_updates = keep_updates
-        self._versions: dict[Tensor, int] = {}
+        self._in_grad = GradMomentum()
         defaults = {
             "norm": None, "layout": "out_in", "batch_dims": 0, "lr": lr, "rule": "lmo", "momentum": momentum,
             "weight_decay": weight_decay, "nesterov": nesterov, "scale": scale, "betas": betas, "eps": eps,
@@ -85,7 +86,7 @@ class Scion(torch.optim.Optimizer):
         super().add_param_group(group)
         for param in group["params"]:
             if self._is_light(group):
-                param.register_post_accumulate_grad_hook(self._remember_version)
+                self._in_grad.watch(param)
             elif group["rule"] == "adamw":
                 self.state[param] = rules.adamw_state(param)
             else:
@@ -93,7 +94,7 @@ class Scion(torch.optim.Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         names = _names(group, len(self.param_groups))
-        unknown = set(group) - GROUP_KEYS
+        unknown = set(group) - set(self.defaults) - GROUP_KEYS
         if unknown:
             raise ValueError(f"unknown keys {sorted(unknown)} in the parameter group of {names[0]}")
         if group["norm"] is None:
@@ -107,9 +108,13 @@ class Scion(torch.optim.Optimizer):
             raise ValueError(f"momentum is the weight of the old buffer, in [0, 1), got {group['momentum']}")
         if group["nesterov"] and self._light:
             raise ValueError("light mode keeps no gradient beside the momentum, so it cannot do nesterov")
-        for key in ("lr", "weight_decay"):
+        for key in ("lr", "weight_decay", "eps"):
             if not float(torch.as_tensor(group[key]).min()) >= 0:
                 raise ValueError(f"{key} must be 0 or more, got {group[key]} for {names[0]}")
+        if not all(0 <= beta < 1 for beta in group["betas"]):
+            raise ValueError(f"betas must lie in [0, 1), got {group['betas']} for {names[0]}")
+        if group["rule"] == "adamw" and isinstance(group["scale"], str):
+            raise ValueError(f'rule "adamw" takes a number as scale, got {group["scale"]!r} for {names[0]}')
         if len(names) != len(group["params"]):
             raise ValueError(f"a group has {len(names)} names for {len(group['params'])} parameters")
         operator = self._norm(group)
@@ -127,18 +132,29 @@ class Scion(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a new gradient.
+
+        Raises:
+            RuntimeError: in light mode, before any update, if the momentum in ``.grad`` was tampered with.
+        """
+        if self._light and hasattr(self, "found_inf"):
+            raise RuntimeError("light mode keeps momentum in .grad, so it takes no gradient scaler; use light=False")
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            params = [param for param in group["params"] if param.grad is not None]
+        for group, params in [(group, self._ready(group)) for group in self.param_groups]:
             for param, direction, scale in self._directions(params, group):
                 if self._keep_updates:
-                    self.state[param]["update"] = direction * (group["lr"] * scale)
+                    self.state[param]["update"] = direction * (rules.broadcast(group["lr"], param) * scale)
                 rules.apply_(param, direction, lr=group["lr"], weight_decay=group["weight_decay"], scale=scale)
         return loss
+
+    def _ready(self, group: dict[str, Any]) -> list[Tensor]:
+        """The parameters of a group that have a new gradient."""
+        if self._is_light(group):
+            return [param for param in group["params"] if self._in_grad.is_fresh(param, group["momentum"])]
+        return [param for param in group["params"] if param.grad is not None]
 
     def _directions(self, params: list[Tensor], group: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor, float]]:
         """(parameter, direction, scale) of each parameter of a group, whose state is updated."""
@@ -146,19 +162,17 @@ class Scion(torch.optim.Optimizer):
         states = [self.state[param] for param in params]
         if group["rule"] == "adamw":
             for param, gradient, state in zip(params, gradients, states, strict=True):
-                yield param, rules.adamw(gradient, state, betas=group["betas"], eps=group["eps"]), 1.0
+                yield param, rules.adamw(gradient, state, betas=group["betas"], eps=group["eps"]), group["scale"]
             return
         operator = self._norm(group)
         if self._is_light(group):
-            for param in params:
-                self._check_version(param)
             averages = gradients  # the buffer times 1 / (1 - momentum), to which the LMO is invariant
         else:
             settings = {key: group[key] for key in ("momentum", "nesterov")}
             averages = [rules.average(g, s, **settings) for g, s in zip(gradients, states, strict=True)]
-        for param, direction in zip(params, operator.lmo_each(averages), strict=True):
+        for param, gradient, direction in zip(params, gradients, operator.lmo_each(averages), strict=True):
             if self._is_light(group):
-                cast(Tensor, param.grad).mul_(group["momentum"])
+                self._in_grad.put(param, gradient.mul_(group["momentum"]), group["momentum"])
             yield param, direction, rules.scale_factor(group["scale"], operator, param.shape)
 
     @torch.no_grad()
@@ -170,8 +184,8 @@ class Scion(torch.optim.Optimizer):
         Args:
             which: name of a norm; None takes each parameter's own. Parameters that the norm does not fit are left out.
             groups: layer groups to measure; None takes all.
-            of: "weights", "momentum" (the buffer, or the gradient without momentum) or "updates" (needs
-                ``keep_updates``).
+            of: "weights", "momentum" (the buffer, or the gradient without momentum; in light mode after a backward
+                pass with the new gradient in it) or "updates" (needs ``keep_updates``).
 
         Raises:
             ValueError: unknown ``which`` or ``of``, or updates that were not kept.
@@ -182,43 +196,38 @@ class Scion(torch.optim.Optimizer):
                 continue
             operator = self._norm(group, which)
             for name, param in zip(_names(group, index), group["params"], strict=True):
-                tensor = self._quantity(param, of)
+                tensor = self._quantity(param, of, group)
                 if tensor is not None and (which is None or operator.fits(tensor)):
                     result[name] = float(operator.value(tensor).max())
         return result
 
-    def _quantity(self, param: Tensor, of: str) -> Tensor | None:
+    def _quantity(self, param: Tensor, of: str, group: dict[str, Any]) -> Tensor | None:
         if of == "weights":
             return param
         if of == "momentum":
+            if self._is_light(group):
+                return self._in_grad.average(param, group["momentum"])
             return self.state[param].get("momentum", self.state[param].get("first", param.grad))
         if of == "updates" and self._keep_updates:
             return self.state[param].get("update")
         raise ValueError(f"norms are taken of weights, momentum or (with keep_updates=True) updates, got {of!r}")
 
-    # Light mode
+    # Light mode, and state
 
     def _is_light(self, group: dict[str, Any]) -> bool:
         return self._light and group["rule"] == "lmo"
 
-    def _light_params(self) -> Iterator[Tensor]:
-        return (param for group in self.param_groups if self._is_light(group) for param in group["params"])
+    def _light_params(self) -> list[Tensor]:
+        return [param for group in self.param_groups if self._is_light(group) for param in group["params"]]
 
-    def _remember_version(self, param: Tensor) -> None:
-        assert param.grad is not None
-        self._versions[param] = param.grad._version
-
-    def _check_version(self, param: Tensor) -> None:
-        assert param.grad is not None
-        if self._versions.get(param) != param.grad._version:
-            raise RuntimeError(
-                "light mode keeps the momentum in .grad, but something other than backward() changed it (gradient "
-                "clipping, a gradient scaler, or no backward() before step()); use light=False for that"
-            )
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Makes a gradient scaler announce itself (as ``found_inf``) instead of scaling ``.grad`` unseen."""
+        return self._light
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears gradients, except those that hold the momentum of light mode."""
-        kept = {param: param.grad for param in self._light_params()}
+        kept = {param: param.grad for param in self._light_params() if self._in_grad.holds(param)}
         for param in kept:
             param.grad = None
         super().zero_grad(set_to_none)
@@ -226,21 +235,34 @@ class Scion(torch.optim.Optimizer):
             param.grad = grad
 
     def state_dict(self) -> dict[str, Any]:
-        """As any torch optimizer's; in light mode the momentum in ``.grad`` is part of it."""
-        for param in self._light_params():
-            if param.grad is not None:
-                self.state[param]["momentum"] = param.grad.detach().clone()
+        """As any torch optimizer's; of light mode ``.grad`` is part of it. Loads into either mode."""
         result = super().state_dict()
-        for param in self._light_params():
-            self.state.pop(param, None)
+        pairs = [(group, param) for group in self.param_groups for param in group["params"]]
+        for index, (group, param) in enumerate(pairs):
+            grad = self._in_grad.saved(param, group["momentum"])
+            if grad is not None:
+                result["state"][index] = {**result["state"].get(index, {}), "grad": grad}
         return result
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As any torch optimizer's; in light mode puts the momentum back into ``.grad``."""
         super().load_state_dict(state_dict)
-        for param in self._light_params():
-            momentum = self.state.pop(param, {}).get("momentum")
-            param.grad = None if momentum is None else momentum.to(param)
+        for group in self.param_groups:
+            for param in group["params"]:
+                state = self.state[param]
+                if self._is_light(group):
+                    self._in_grad.load(param, state, group["momentum"])
+                elif "grad" in state:
+                    state["momentum"] = state.pop("grad") * to_average(group["momentum"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_orthogonalisation", "_light", "_keep_updates", "_in_grad")
+        return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_in_grad" in state:  # a copy; load_state_dict passes only groups and state
+            self._in_grad.reattach(self._light_params())
 
 
 def constrained(lr: float, radius: float) -> dict[str, float]:

@@ -81,6 +81,31 @@ def test_batch_equals_one_by_one(m: int, n: int, batch: int, seed: int) -> None:
         torch.testing.assert_close(together, apart, atol=1e-8, rtol=1e-8)
 
 
+@pytest.mark.parametrize("method", [*METHODS, "svd"])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_matrix_that_is_not_finite_gives_nan_and_leaves_the_others_alone(method: polar.Method, bad: float) -> None:
+    good = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(4))
+    mixed = good.clone()
+    mixed[1, 2, 3] = bad
+    out, expected = polar.orthogonalize(mixed, method), polar.orthogonalize(good, method)
+    assert out[1].isnan().all()
+    torch.testing.assert_close(out[[0, 2]], expected[[0, 2]])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_svd_in_half_precision_computes_in_single(dtype: torch.dtype) -> None:
+    matrix = torch.randn(4, 6, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(polar.orthogonalize(matrix, "svd", dtype=dtype), polar.orthogonalize(matrix, "svd"))
+    assert polar.orthogonalize(matrix.to(dtype), "svd").dtype == dtype
+
+
+def test_default_working_precision() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        assert polar.working_dtype(torch.empty(2, 2, dtype=dtype)) == torch.float32
+        assert polar.working_dtype(torch.empty(2, 2, dtype=dtype, device="meta")) == torch.bfloat16  # as on a GPU
+    assert polar.working_dtype(torch.empty(2, 2, dtype=torch.float64, device="meta")) == torch.float64
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="got 'newton'"):
         polar.orthogonalize(torch.eye(2), "newton")  # type: ignore[arg-type]

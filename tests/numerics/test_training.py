@@ -9,13 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import disco.groups
 from disco.errors import UserError
+from disco.groups import init_
+from disco.norms import OneToRms, RmsToInf, RmsToRms
+from disco.runs.horizons import window
 from disco.runs.reader import Run, read_run
 from disco.runs.schema import Outcome, deterministic
-from disco.train.config import DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from disco.train.calibrate import tokens_per_second
+from disco.train.config import GROUPS, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from disco.train.data import prepare
-from disco.train.loop import train
+from disco.train.loop import build_optimizer, train
+from disco.train.model import Llama
 
 STEPS = 64
 BATCH = 128
@@ -82,7 +89,11 @@ def test_same_config_gives_the_same_bits_and_another_seed_does_not(text: str, tm
         results.append(lines(tmp_path / name, prepared))
     assert results[0] == results[1]
     for mine, other in zip(results[0], results[2], strict=True):
-        assert mine.get("loss/valid", 0.0) != other.get("loss/valid", 1.0)
+        measured = {key for key in mine if key.startswith("loss/") and not key.endswith("_count")}
+        assert mine["step"] == other["step"]
+        assert measured == {key for key in other if key.startswith("loss/") and not key.endswith("_count")}
+        assert measured
+        assert all(mine[key] != other[key] for key in measured)
 
 
 @pytest.mark.parametrize("name", ["scion", "adamw", "muon"])
@@ -107,6 +118,33 @@ def test_interrupted_anywhere_resumes_bit_for_bit(text: str, tmp_path: Path, nam
             train(prepared, tmp_path / "cut", stop_at(step))
     assert train(prepared, tmp_path / "cut") == Outcome.FINISHED
     assert lines(tmp_path / "cut", prepared) == lines(tmp_path / "whole", prepared)
+
+
+def small(text: str, **changes: Any) -> TrainConfig:
+    """Runs of a few hundred steps in a second."""
+    changes = {"horizon": 260 * 32, "batch": 32} | changes
+    return config(text, model=ModelConfig(width=8, depth=1, head_size=8, context=32), **changes)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(text: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    _, _, prepared = run(folder, small(text))
+    return {line["step"]: line for line in lines(folder, prepared)}
+
+
+@pytest.mark.parametrize("steps", [180, 181, 255])
+def test_any_horizon_continues_and_only_appends(
+    text: str, tmp_path: Path, undisturbed: dict[int, dict[str, Any]], steps: int
+) -> None:
+    run(tmp_path, small(text, horizon=steps * 32))
+    _, _, prepared = run(tmp_path, small(text))
+    grown = {line["step"]: line for line in lines(tmp_path, prepared)}
+    assert undisturbed.keys() <= grown.keys()
+    for step, line in undisturbed.items():
+        own = step in window(steps)  # the shorter run's own horizon has a held-out loss there
+        assert line == {key: value for key, value in grown[step].items() if key in line or not own}, step
+    assert undisturbed[256]["loss/train_count"] == 4
 
 
 def test_longer_horizon_continues_and_only_appends(text: str, tmp_path: Path) -> None:
@@ -142,9 +180,97 @@ def test_explosion_is_a_result(text: str, tmp_path: Path) -> None:
     assert record.summary["step"] <= 25
 
 
+@pytest.mark.parametrize("orthogonalize", ["svd", "newton_schulz", "polar_express"])
+@pytest.mark.parametrize("horizon", [2, STEPS])
+def test_a_loss_that_is_not_finite_ends_the_run(text: str, tmp_path: Path, orthogonalize: Any, horizon: int) -> None:
+    muon = OptimizerConfig(name="muon", lr=1e25, momentum=0.9, orthogonalize=orthogonalize)
+    outcome, record, _ = run(tmp_path, config(text, optimizer=muon, horizon=horizon * BATCH))
+    assert outcome == Outcome.DIVERGED
+    assert record.summary is not None
+    assert (record.summary["step"], record.summary["tokens"]) == (2, 2 * BATCH)
+    assert record.summary["reason"] == f"{'held-out' if horizon == 2 else 'training'} loss nan at step 2"
+    assert record.column("step").tolist() == [0, 1, 2]
+    assert math.isnan(record.column("loss/valid")[2])
+
+
+def test_what_a_killed_save_left_is_deleted(text: str, tmp_path: Path) -> None:
+    _, _, prepared = run(tmp_path, small(text, horizon=64))
+    folder = tmp_path / prepared.id
+    left = [folder / "checkpoints" / ".latest.pt.123.tmp", folder / ".summary.json.123.tmp"]
+    for file in left:
+        file.touch()
+    train(prepared, tmp_path)
+    assert not any(file.exists() for file in left)
+
+
+def test_a_branch_from_the_end_of_its_parent_needs_no_kept_checkpoint(text: str, tmp_path: Path) -> None:
+    _, _, parent = run(tmp_path, small(text, horizon=48 * 32))
+    branch = replace(parent, horizon=64 * 32, schedule=ScheduleConfig(decay=0.25), parent=parent.id)
+    steps: list[int] = []
+    assert train(branch, tmp_path, lambda step, tokens: steps.append(step)) == Outcome.FINISHED
+    assert steps == list(range(49, 65))
+
+
+def test_the_source_may_be_gone_once_the_tokens_are_cached(text: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.txt"
+    copy.write_text(Path(text).read_text())
+    prepared = small(str(copy), horizon=64)
+    prepared = replace(prepared, data=prepare(prepared.data, tmp_path / "runs" / "data"))
+    copy.unlink()
+    assert train(prepared, tmp_path / "runs") == Outcome.FINISHED
+
+
+def test_every_line_has_the_norms_that_the_paper_compares(text: str, tmp_path: Path) -> None:
+    _, _, prepared = run(tmp_path, small(text, horizon=64))
+    layers = {"tok_embeddings": ("one_to_rms", "rms_to_rms", "rms_to_inf")}
+    layers["output"] = ("rms_to_inf", "rms_to_rms", "one_to_rms")
+    for line in lines(tmp_path, prepared):
+        for layer, norms in layers.items():
+            assert all(line[f"norm/weights/{norm}/{layer}"] > 0 for norm in norms)
+
+
+def test_ratios_reach_the_steps() -> None:
+    """An update's size is the group's learning rate: exact for rows and columns, near it for hidden matrices."""
+    torch.manual_seed(0)
+    model = Llama(ModelConfig(width=16, depth=2, head_size=8, context=32), 64)
+    init_(model, model.init_scales())
+    optimizer = build_optimizer(model, OptimizerConfig(lr=2**-3, ratios={"hidden": 2**-3, "input": 2.0}))
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    tokens = torch.randint(64, (4, 33))
+    model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+    optimizer.step()
+    moved = {name: weight.detach() - before[name] for name, weight in model.named_parameters()}
+    assert float(RmsToInf().value(moved["output.weight"])) == pytest.approx(2**-3, rel=1e-4)
+    embeddings = OneToRms(layout="in_out").value(moved["tok_embeddings.weight"])
+    assert float(embeddings) == pytest.approx(2 * 2**-3, rel=1e-4)
+    hidden = RmsToRms(orthogonalize="newton_schulz")
+    sizes = [float(hidden.value(move)) for name, move in moved.items() if name.startswith("layers.")]
+    assert len(sizes) == 14
+    assert min(sizes) > 2**-6 / 2
+    assert max(sizes) <= 2**-6 * hidden.maximum * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])
+def test_loss_at_the_start_is_that_of_guessing(text: str, tmp_path: Path, tokenizer: str) -> None:
+    data = DataConfig(source=(text,), tokenizer=tokenizer, valid_tokens=512)
+    _, record, chosen = run(tmp_path, config(text, data=data, horizon=BATCH))
+    assert record.column("loss/valid")[0] == pytest.approx(math.log(chosen.data.vocab), rel=0.01)
+
+
+def test_layer_groups_have_one_set_of_names() -> None:
+    assert tuple(GROUPS) == tuple(disco.groups.GROUPS)
+
+
+def test_calibration_says_why_it_failed(text: str, tmp_path: Path) -> None:
+    long = small(text, batch=2**20, horizon=2**20)
+    prepared = replace(long, data=prepare(long.data, tmp_path))
+    with pytest.raises(UserError, match=r"speed failed \(exit code 1\): .*UserError: step 0 of 1,048,576 tokens ends"):
+        tokens_per_second([prepared], tmp_path, workers=1)
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_decay_branch_equals_a_run_with_the_same_schedule(text: str, tmp_path: Path, kept: bool) -> None:
-    parent = config(text, horizon=48 * BATCH, keep=(48 * BATCH,) if kept else ())
+    parent = config(text, horizon=56 * BATCH, keep=(48 * BATCH,) if kept else ())
     _, _, parent = run(tmp_path, parent)
     branch = replace(parent, horizon=STEPS * BATCH, schedule=ScheduleConfig(decay=0.25), parent=parent.id, keep=())
     steps: list[int] = []
@@ -155,7 +281,7 @@ def test_decay_branch_equals_a_run_with_the_same_schedule(text: str, tmp_path: P
     branched = lines(tmp_path, branch)
     assert branched[0]["step"] > 48
     straight = {line["step"]: line for line in lines(tmp_path, whole)}
-    for line in branched[1:]:
+    for line in branched:
         assert line == straight[line["step"]]
     assert branched[-1]["lr/hidden"] == pytest.approx(2**-3 / 16)  # linear: the last of 16 steps has 1/16 of the rate
     record = read_run(tmp_path / branch.id)

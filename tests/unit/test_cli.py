@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,9 @@ def test_records_studies_and_the_parent_of_a_sweep_need_no_torch(module: str) ->
         (["train", "c.toml", "--data", "short.txt", "--set", "batch=4096"], "the batch of 4,096 tokens is larger than"),
         (["demo", "--quick", "--data", "short.txt"], "too few to hold 8,192 tokens out"),
         (["sweep", "run", "s.toml", "--workers", "0"], "--workers must be 1 or more, got 0"),
+        (["demo", "--quick", "--workers", "0"], "--workers must be 1 or more, got 0"),
+        (["demo", "--workers", "-1"], "--workers must be 1 or more, got -1"),
+        (["train", "c.toml", "--threads", "0"], "--threads must be 1 or more, got 0"),
         (["sweep", "run", "s.toml", "--workers", "x"], "Error parsing --workers: no type matching INT"),
         (["sweep", "run", "s.toml", "--out", "s.toml"], "s.toml/data: Not a directory"),
         (["sweep", "status", "."], ". is not the folder of a sweep: it has no study.json"),
@@ -84,6 +88,11 @@ def test_records_studies_and_the_parent_of_a_sweep_need_no_torch(module: str) ->
         (["plan", "bad.toml", "--tokens", "2^30"], "bad.toml is not what disco fit writes: "),
         (["plan", "no.json"], "Missing from disco plan: --tokens NUMBER"),
         (["plan", "no.json", "--tokens", "many"], "--tokens must be a number such as 0.03 or \"2^-5\", got 'many'"),
+        (["plan", "no.json", "--tokens", "nan"], "--tokens must be a number such as 0.03 or \"2^-5\", got 'nan'"),
+        (["plan", "no.json", "--tokens", "inf"], "--tokens must be a number such as 0.03 or \"2^-5\", got 'inf'"),
+        (["plan", "no.json", "--tokens", "2^5000"], "--tokens must be a number such as"),
+        (["plan", "no.json", "--tokens", "2^0.5"], "--tokens must be a whole number, got '2^0.5'"),
+        (["plan", "no.json", "--tokens", "8", "--batch", "1.5"], "--batch must be a whole number, got '1.5'"),
         (["runs", "ls", "nowhere"], "nowhere is not a folder of runs"),
         (["runs", "show", "nowhere"], "nowhere is not a folder of runs"),
     ],
@@ -108,8 +117,8 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
     assert printed.err.count("\n") == 1
     assert printed.err.startswith("disco: error: ")
     assert message in printed.err
-    left = set(os.listdir()) - {"bad.toml", "s.toml", "c.toml", "empty.txt", "binary.txt", "short.txt"}
-    assert all(set(os.listdir(folder)) <= {"data"} for folder in left), "no run was begun"
+    left = {str(path) for path in Path().rglob("*") if path.is_file() and "data" not in path.parts}
+    assert left == {"bad.toml", "s.toml", "c.toml", "empty.txt", "binary.txt", "short.txt"}, "no run was begun"
 
 
 def test_the_process_exits_with_the_code_and_leaves_stdout_empty() -> None:
@@ -201,20 +210,47 @@ def test_listing_and_showing_runs(runs: Path, capsys: pytest.CaptureFixture[str]
     assert "holds 7 runs; name one of them" in capsys.readouterr().err
 
 
-def test_damaged_lines_are_told_and_the_rest_is_listed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", ["fit", "report", "ls", "show"])
+def test_with_damaged_lines_a_command_does_its_work_and_fails(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
     folder = next(runs.iterdir())
     with (folder / METRICS).open("a") as file:
         file.write("{\n")
-    assert main(["runs", "ls", str(runs), "--json"]) == 0
+    output = tmp_path / "output"
+    arguments = {
+        "fit": ["fit", str(runs), "-o", str(output)],
+        "report": ["report", str(runs), "-o", str(output)],
+        "ls": ["runs", "ls", str(runs), "--json"],
+        "show": ["runs", "show", str(folder), "--json"],
+    }
+    assert main(arguments[command]) == 2
+    printed = capsys.readouterr()
+    damage = f"{folder / METRICS}:5: not JSON"
+    assert printed.err.startswith(f"disco: warning: {damage}")
+    if command == "fit":
+        assert json.loads(output.read_text())["horizons"][0]["lr"] == pytest.approx(-3, abs=0.01)
+    elif command == "report":
+        assert damage in output.read_text()
+    elif command == "ls":
+        assert len(json.loads(printed.out)["runs"]) == 7
+    else:
+        assert json.loads(printed.out)["last"]["step"] == 64
+
+
+def test_a_run_in_two_folders_is_no_damage(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = runs.parent / "copy"
+    shutil.copytree(runs, copy)
+    assert main(["runs", "ls", str(runs), str(copy), "--json"]) == 0
     printed = capsys.readouterr()
     assert len(json.loads(printed.out)["runs"]) == 7
-    assert printed.err.startswith(f"disco: warning: {folder / METRICS}:5: not JSON")
+    assert printed.err.count("was already read from") == 7
 
 
 def test_from_runs_to_a_plan(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "fit.json"
     assert main(["fit", str(runs), "-o", str(output)]) == 0
-    assert "2^-3.00" in capsys.readouterr().out
+    assert " 2^-3 " in capsys.readouterr().out
     content = json.loads(output.read_text())
     assert content["horizons"][0]["lr"] == pytest.approx(-3, abs=0.01)
     assert content["horizons"][0]["norm"] == pytest.approx(5, abs=0.01)

@@ -120,6 +120,18 @@ def test_diverged_runs_bound_the_grid(value: float) -> None:
     assert "edge-high" in optimum(GRID[:7], y[:7]).flags
 
 
+@pytest.mark.parametrize(("diverged", "flag"), [(12.0, "no-minimum"), (10.5, "edge-high"), (math.inf, "no-minimum")])
+def test_recipes_agree_on_a_minimum_beyond_the_last_run(diverged: float, flag: str) -> None:
+    a, centre = 0.08, 10.8
+    x = np.append(np.arange(4.0, 11.0), diverged)
+    y = np.append(2.5 + a * (x[:-1] - centre) ** 2, math.inf)
+    anchor = 2.5 + a * centre**2
+    for recipe in ("quadratic", "paper"):
+        found = optimum(x, y, recipe=recipe, anchor=anchor)  # type: ignore[arg-type]
+        assert found.flags == (flag,), recipe
+        assert not found.usable
+
+
 def test_a_diverged_run_without_a_norm_is_at_infinity() -> None:
     x = np.append(GRID, math.inf)
     falling = np.append(bowl(GRID, 0.0), math.inf)

@@ -140,6 +140,21 @@ def test_seeds_are_pooled_and_tell_the_noise() -> None:
     assert widths[1] < 0.7 * widths[0]
 
 
+def test_seeds_that_diverged_are_counted_and_told() -> None:
+    table = columns(RATES, seeds=(0, 1, 2))
+    gone = (table["lr"] == 0.5) & (table["seed"] > 0) | (table["lr"] >= 1)
+    found = fit_table(table | {"loss": np.where(gone, np.nan, table["loss"]), "diverged": gone})
+    *_, whole, torn, dead, _ = found.cells[0].points
+    assert [(point.seeds, point.lost, point.diverged) for point in (whole, torn, dead)] == [
+        (3, 0, False),
+        (1, 2, False),
+        (0, 3, True),
+    ]
+    note = "d32-L2, scion: of the seeds at learning rates 2^-1 some diverged; losses there are of those that lived"
+    assert note in found.warnings
+    assert not any("some diverged" in note for note in fit_table(table).warnings)
+
+
 def test_not_enough_says_what_is_needed() -> None:
     two = fit_table(columns(RATES, horizons=(2**19, 2**20)))
     rule = two.rule(*STUDY, "lr(batch, tokens)")

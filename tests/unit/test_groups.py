@@ -24,6 +24,15 @@ class Experts(nn.Module):
         self.up = nn.Parameter(torch.ones(3, 8, 4))
 
 
+class GptOssExperts(nn.Module):
+    """As in transformers: 3 experts with weights [expert, in, out] and one bias each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up_proj, self.gate_up_proj_bias = nn.Parameter(torch.ones(3, 4, 8)), nn.Parameter(torch.ones(3, 8))
+        self.down_proj, self.down_proj_bias = nn.Parameter(torch.ones(3, 4, 4)), nn.Parameter(torch.ones(3, 4))
+
+
 class Toy(nn.Module):
     def __init__(self, tied: bool = False, head: str = "unknown") -> None:
         super().__init__()
@@ -62,6 +71,52 @@ def test_output_by_shape_when_no_name_tells() -> None:
     assert decided(param_groups(Toy()))["up.weight"][0] == "hidden"
 
 
+def output_of(**modules: nn.Module) -> str | None:
+    """Name of the output parameter of a model with these modules."""
+    model = nn.Module()
+    for name, module in modules.items():
+        model.add_module(name, module)
+    return next((d.name for d in param_groups(model).decisions if d.group == "output"), None)
+
+
+def test_rows_of_a_positional_embedding_are_no_vocabulary() -> None:
+    for name in ("wpe", "embed_positions", "pos_emb", "position_embeddings"):
+        tokens, positions, wide = nn.Embedding(100, 4), nn.Embedding(16, 4), nn.Linear(4, 16)
+        assert output_of(wte=tokens, **{name: positions}, up=wide) is None
+        assert output_of(wte=nn.Embedding(10, 4), **{name: positions}, up=wide, out=nn.Linear(4, 10)) == "out.weight"
+    assert output_of(wpe=nn.Embedding(16, 4), up=nn.Linear(4, 8), classes=nn.Linear(8, 10)) == "classes.weight"
+    assert output_of(tokens=nn.Embedding(100, 4), types=nn.Embedding(2, 4), gate=nn.Linear(4, 2, bias=False)) is None
+
+
+def test_a_name_alone_does_not_make_an_output() -> None:
+    attn = nn.ModuleDict({"output": nn.Linear(4, 4)})
+    assert output_of(wte=nn.Embedding(11, 4), to_tokens=nn.Linear(4, 11), attn=attn) == "to_tokens.weight"
+    assert output_of(wte=nn.Embedding(11, 4), attn=attn) is None
+    assert output_of(attn=attn, last=nn.Linear(4, 3)) == "last.weight"
+    assert output_of(head=nn.Linear(4, 3), attn=attn) == "head.weight"
+    assert output_of(wte=nn.Embedding(11, 4), lm_head=nn.Linear(4, 16), attn=attn) == "lm_head.weight"  # padded
+
+
+def test_experts_of_gpt_oss() -> None:
+    model = GptOssExperts()
+    assert decided(param_groups(model)) == {
+        "gate_up_proj": ("hidden", "rms_to_rms", "in_out", 1),
+        "gate_up_proj_bias": ("vector", "rms", "out_in", 1),
+        "down_proj": ("hidden", "rms_to_rms", "in_out", 1),
+        "down_proj_bias": ("vector", "rms", "out_in", 1),
+    }
+    init_(model)
+    assert model.gate_up_proj_bias.abs().max() == 0
+    assert model.down_proj_bias.abs().max() == 0
+    values = norm("rms_to_rms", layout="in_out", batch_dims=1).value(model.gate_up_proj.detach(), exact=True)
+    torch.testing.assert_close(values, torch.ones(3))
+
+
+def test_biases_of_an_lstm_start_at_zero() -> None:
+    model = init_(nn.LSTM(4, 6))
+    assert all((p.abs().max() == 0) == ("bias" in name) for name, p in model.named_parameters())
+
+
 def test_tied_embedding_belongs_to_the_output_with_a_notice() -> None:
     groups = param_groups(Toy(tied=True, head="lm_head"))
     assert decided(groups)["embed.weight"] == ("output", "rms_to_inf", "out_in", 0)
@@ -88,6 +143,17 @@ def test_overrides_win_and_say_so() -> None:
     line = next(line for line in groups.describe().splitlines() if line.startswith("up.weight"))
     assert line.split()[1:4] == ["output", "one_to_inf", "out_in"]
     assert "override 'up.*'" in line
+
+
+def test_another_group_brings_its_norm() -> None:
+    overrides = {"up.weight": {"group": "output"}, "unknown.*": {"group": "hidden"}, "embed.*": {"group": "input"}}
+    got = decided(param_groups(Toy(), overrides=overrides))
+    assert got["up.weight"][:2] == ("output", "rms_to_inf")
+    assert got["unknown.weight"][:2] == ("hidden", "rms_to_rms")
+    assert got["embed.weight"][:2] == ("input", "one_to_rms")
+    assert decided(param_groups(Toy(), overrides={"up.*": {"group": "input"}}))["up.weight"][1] == "one_to_rms"
+    convolution = param_groups(nn.Conv2d(3, 8, 3), overrides={"weight": {"group": "hidden"}})
+    assert decided(convolution)["weight"][:2] == ("hidden", "conv")
 
 
 @pytest.mark.parametrize(

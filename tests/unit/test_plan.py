@@ -8,7 +8,7 @@ import pytest
 from synthetic import columns
 
 from disco.errors import UserError
-from disco.fit import fit_table
+from disco.fit import NORM, StudyFit, fit_table
 from disco.guide import Plan, plan
 
 RATES = np.arange(-9.0, 2.0)
@@ -91,6 +91,12 @@ def test_choice_of_model_and_family() -> None:
         plan(fit, 2**22, model="d1-L1")
     with pytest.raises(UserError, match="no runs of model 'd64-L2' in family 'adamw'"):
         plan(fit, 2**22, model="d64-L2", family="adamw")
+
+
+def test_a_fit_of_nothing_is_no_fit() -> None:
+    for model in (None, "d32-L2"):
+        with pytest.raises(UserError, match="the fit holds no runs"):
+            plan(StudyFit(NORM, (), (), (), (), (), ()), 2**22, model=model)
 
 
 @pytest.mark.parametrize(("tokens", "batch"), [(0, None), (-1, None), (2**20, 0), (1024, 2048)])

@@ -148,7 +148,8 @@ def test_changed_text_of_the_same_size_and_time_is_noticed(cache, tmp_path):
     assert file.stat().st_size == times.st_size
     assert prepared(file, cache).digest != before.digest
     with pytest.raises(UserError, match=r"text or its tokenizer has changed: digest \w{12}, expected \w{12}"):
-        prepare(before, cache)
+        prepare(before, tmp_path / "elsewhere")
+    assert prepare(before, cache) == before, "its tokens are still in the cache"
 
 
 # Bad input -----------------------------------------------------------------------------------------------------
@@ -261,6 +262,16 @@ def test_second_call_reads_no_text(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "pieces", lambda *_: pytest.fail("read the text again"))
     assert prepared(folder[0], tmp_path) == first
     assert prepare(first, tmp_path) == first
+
+
+def test_known_digest_needs_no_sources_while_its_tokens_are_intact(tmp_path):
+    write(tmp_path / "a.txt", words(100).encode())
+    config, cache = prepared(tmp_path / "a.txt", tmp_path / "cache"), tmp_path / "cache"
+    (tmp_path / "a.txt").rename(tmp_path / "moved.txt")
+    assert prepare(config, cache) == config
+    (cache / config.digest / "tokens.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"no such file or folder: .*a\.txt"):
+        prepare(config, cache)
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "lose", "garble"])

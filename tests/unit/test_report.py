@@ -6,15 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import columns, write_runs
+from synthetic import columns as synthetic
+from synthetic import write_runs
 
 from disco.errors import UserError
 from disco.fit import StudyFit, fit_table
 from disco.guide import plan
 from disco.report import render_optima, render_plan, write_report
-from disco.report.tables import error_digits, power, superscript
+from disco.report._style import raised
+from disco.report.tables import error_digits, superscript
 from disco.runs.reader import Run, Runs, read_runs
-from disco.runs.table import cells
+from disco.runs.table import columns
+from disco.runs.units import exact, power, two_to
 
 SMALL = {"rates": (-6, -5, -4, -3, -2, -1), "batches": (512, 1024, 2048, 4096), "last": 2**21}
 
@@ -35,8 +38,7 @@ class Page:
 
 def study(folder: Path) -> tuple[tuple[Run, ...], StudyFit]:
     runs = read_runs(folder).runs
-    table = cells(runs)
-    return runs, fit_table({name: table[name].to_numpy() for name in table.columns})
+    return runs, fit_table(columns(runs))
 
 
 def points(figure: dict) -> int:
@@ -61,12 +63,12 @@ def test_the_page_holds_the_numbers(full: tuple[Page, StudyFit]) -> None:
     assert "48 runs (48 finished) of d32-L2, d64-L2; horizons from 2^17 to 2^21 tokens" in page.words
     for item in fit.horizons:
         if item.lr == item.lr:
-            assert power(item.lr) in page.words
-            assert power(item.norm) in page.words
+            assert two_to(item.lr) in page.words
+            assert two_to(item.norm) in page.words
             assert f"{item.loss:.3f}" in page.words
     chosen = plan(fit, 2**22)
     assert chosen.supported
-    assert f"d64-L2, 2^22 tokens next: learning rate {power(np.log2(chosen.lr.value))}" in page.words
+    assert f"d64-L2, 2^22 tokens next: learning rate {power(chosen.lr.value)}" in page.words
     rule = fit.rule("scion", "d64-L2", "lr(batch, tokens)")
     assert rule.law is not None
     assert f"{error_digits(rule.law.exponents['batch'], rule.law.standard_errors['batch'])} log2 batch" in page.words
@@ -131,8 +133,8 @@ def test_runs_without_norms(tmp_path: Path) -> None:
 
 def test_names_are_escaped(tmp_path: Path) -> None:
     runs, _ = study(write_runs(tmp_path / "runs", batches=(2048,), last=2**18))
-    table = cells(runs)
-    named = {name: table[name].to_numpy() for name in table.columns} | {"family": np.full(len(table), "<script>x")}
+    table = columns(runs)
+    named = table | {"family": np.full(len(table["lr"]), "<script>x")}
     page = Page(write_report(runs, fit_table(named), tmp_path / "report.html"))
     assert "&lt;script&gt;x" in page.own
     assert "<script>x" not in page.own
@@ -152,11 +154,11 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_text_tables() -> None:
-    fit = fit_table(columns(np.arange(-9.0, -2.9)))
+    fit = fit_table(synthetic(np.arange(-9.0, -2.9)))
     text = render_optima(fit)
     row = next(line for line in text.splitlines() if "2^21" in line)
     best = fit.horizons[-1]
-    assert [power(21), power(np.log2(best.batch)), power(best.lr)] == row.split()[:3]
+    assert [power(2**21), power(best.batch), two_to(best.lr)] == row.split()[:3]
     assert f"{best.loss:.3f} ±" in row
     assert "note: d32-L2, scion: higher learning rates are needed" in text
     shown = render_plan(plan(fit, 2**22))
@@ -166,10 +168,17 @@ def test_text_tables() -> None:
 
 
 @pytest.mark.parametrize(
-    ("log2", "text"), [(-5.5, "2^-5.5"), (20.0, "2^20"), (10.004, "2^10"), (0.0, "2^0"), (float("nan"), "–")]
+    ("log2", "text"),
+    [(-5.5, "2^-5.5"), (20.0, "2^20"), (10.004, "2^10"), (0.0, "2^0"), (-0.001, "2^0"), (float("nan"), "–")],
 )
 def test_powers(log2: float, text: str) -> None:
-    assert power(log2) == text
+    assert two_to(log2) == power(2**log2) == text
+    assert superscript(text) == raised(log2)
+
+
+def test_what_is_no_power_of_two_is_shown_in_full() -> None:
+    assert [exact(value) for value in (1024, 1536, 2**-5.5, 0.3, 0)] == ["2^10", "1,536", "2^-5.5", "0.3", "0"]
+    assert [power(value) for value in (1536, None, 0, float("inf"))] == ["2^10.58", "–", "–", "–"]
 
 
 def test_numbers_in_words() -> None:

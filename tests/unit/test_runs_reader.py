@@ -105,6 +105,40 @@ def test_a_document_of_another_kind_is_refused(tmp_path: Path, change: dict[str,
         read_runs(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data", None),
+        ("data.valid_tokens", "many"),
+        ("model.width", None),
+        ("optimizer.ratios", []),
+        ("optimizer.lr", 0.0),
+        ("batch", 0),
+        ("horizon", -1),
+        ("seed", None),
+    ],
+)
+def test_a_configuration_without_what_fits_need_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    folder = write(tmp_path, config(), LINES)
+    document = json.loads((folder / CONFIG).read_text())
+    *tables, last = ("config." + key).split(".")
+    table = document
+    for name in tables:
+        table = table[name]
+    table[last] = value
+    (folder / CONFIG).write_text(json.dumps(document))
+    with pytest.raises(UserError, match=rf"no readable run: .*{CONFIG}:1: config\.{key}"):
+        read_runs(tmp_path)
+
+
+def test_groups_are_lists(tmp_path: Path) -> None:
+    folder = write(tmp_path, config(), LINES)
+    document = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(document | {"groups": {"input": 3}}))
+    with pytest.raises(UserError, match="groups are not lists of layers"):
+        read_runs(tmp_path)
+
+
 def test_a_damaged_summary_leaves_the_run_unfinished(tmp_path: Path) -> None:
     folder = write(tmp_path, config(), LINES)
     (folder / SUMMARY).write_text('{"outcome": "triumph"}')
@@ -122,7 +156,8 @@ def test_finds_runs_at_every_level_and_each_once(tmp_path: Path) -> None:
     assert len(read_runs(one).runs) == len(read_runs(first).runs) == len(read_runs(one, first).runs) == 1
     assert len(read_runs(tmp_path / "runs").runs) == len(read_runs(first, second).runs) == 2
     write(second, config(), LINES)
-    assert len(read_runs(first, second).problems) == 1
+    found = read_runs(first, second)
+    assert (len(found.runs), found.problems, len(found.notes)) == (2, (), 1)
 
 
 def test_a_folder_without_runs_says_so(tmp_path: Path) -> None:

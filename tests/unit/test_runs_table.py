@@ -1,5 +1,6 @@
 """Cells: windows, group norms, diverged rows and family names, against numbers worked out by hand."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import pytest
 from records import config, write
 
 from disco.runs.reader import Run, read_run
-from disco.runs.schema import Outcome
-from disco.runs.table import cells, curves, families, horizons, layer_norms
+from disco.runs.schema import CONFIG, Outcome
+from disco.runs.table import AXES, DEFAULTS, cells, columns, curves, families, horizons, layer_norms
+from disco.train.config import TrainConfig, to_dict
 
 
 def lines(*steps: int, base: float = 5.0) -> list[dict[str, float]]:
@@ -89,7 +91,7 @@ def test_a_branch_starts_from_its_parents_loss_and_diverges_with_it(tmp_path: Pa
     branch = run(tmp_path, lines(64), **decay)
     row = cells([parent, branch]).row(-1, named=True)
     assert (row["tokens"], row["loss_start"], row["family"]) == (2**14, 5.0, "scion, decay 0.25")
-    orphan = read_run(write(tmp_path, config(**decay, horizon=2**15), [], Outcome.FAILED, parent_outcome="diverged"))
+    orphan = read_run(write(tmp_path, config(**decay, horizon=2**15), [], Outcome.PRUNED, parent_outcome="diverged"))
     row = cells([orphan]).row(0, named=True)
     assert (row["diverged"], row["loss"], row["tokens"]) == (True, None, 2**15)
 
@@ -109,6 +111,8 @@ def test_no_runs_give_an_empty_table_with_columns() -> None:
         ({"optimizer": {"ratios": {"hidden": 0.125}}}, "scion, ratio hidden 2^-3"),
         ({"optimizer": {"name": "adam", "betas": [0, 0]}}, "adam, betas 0 0"),
         ({"optimizer": {"name": "adamw", "weight_decay": 0.1}}, "adamw, weight decay 0.1"),
+        ({"optimizer": {"name": "adamw", "eps": 1e-6}}, "adamw, eps 1e-06"),
+        ({"optimizer": {"ratios": {"hidden": 0.3}, "momentum": 0.9}}, "scion, ratio hidden 0.3, momentum 0.9"),
         ({"schedule": {"warmup": 1024}}, "scion, warmup 2^10"),
     ],
 )
@@ -122,6 +126,54 @@ def test_a_family_tells_apart_whatever_else_differs_between_the_runs(tmp_path: P
     model = {"width": 16, "depth": 1, "head_size": 8, "context": 32}
     both = [run(tmp_path, []), run(tmp_path, [], model=model)]
     assert families(both) == ["scion, context 2^6", "scion, context 2^5"]
+
+
+def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in table.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return result
+
+
+def test_every_setting_is_an_axis_or_part_of_the_family() -> None:
+    settings = flat(to_dict(TrainConfig()))
+    where_varied = {"model.head_size", "model.context", "data.digest", "data.valid_tokens"}
+    assert not set(AXES) & set(DEFAULTS)
+    assert {*AXES, *DEFAULTS, "optimizer.name", *where_varied} == set(settings)
+    assert {key: settings[key] for key in DEFAULTS} == DEFAULTS
+
+
+def other(value: Any) -> Any:
+    if isinstance(value, bool) or value is None:
+        return not value
+    if isinstance(value, list):
+        return [other(value[0]), *value[1:]] if value else [1]
+    if isinstance(value, str):
+        return f"x{value}"
+    return value + 1 if isinstance(value, int) else value * 1.001 or 0.001
+
+
+@pytest.mark.parametrize("key", flat(to_dict(TrainConfig())))
+def test_runs_share_a_family_just_when_they_differ_in_axes_only(tmp_path: Path, key: str) -> None:
+    folder = write(tmp_path, config(), lines(64))
+    first = read_run(folder)
+    document = json.loads((folder / CONFIG).read_text())
+    table = document["config"]
+    *tables, last = key.split(".")
+    for name in tables:
+        table = table[name]
+    table[last] = other(table[last])
+    (folder / CONFIG).write_text(json.dumps(document))
+    one, two = families([first, read_run(folder)])
+    assert (one == two) == (key in AXES)
+
+
+def test_columns_are_those_of_cells(tmp_path: Path) -> None:
+    runs = [run(tmp_path, lines(0, 62, 63, 64)), run(tmp_path, lines(0, 64), seed=1)]
+    arrays = columns(runs)
+    assert list(arrays) == cells(runs).columns
+    assert arrays["loss"] == pytest.approx([5 - 0.63, 5 - 0.64])
+    assert math.isnan(arrays["sigma"][1])
 
 
 def test_curves_have_a_row_per_evaluation(tmp_path: Path) -> None:

@@ -116,6 +116,15 @@ def test_decays_of_a_third_are_exact_too() -> None:
     assert (branch.branch_tokens, branch.horizon) == (10240, 15360)
 
 
+def test_a_fraction_that_is_rounded_is_said() -> None:
+    result = study({"horizon": 2**16}, decay={"fraction": 0.123, "at": ["2^14"]})
+    branch = result.branches[0]
+    assert branch.schedule.decay == 8 / 65
+    assert (branch.branch_tokens, branch.horizon) == (57 * 256, 65 * 256)
+    assert "decay over 8/65 of the horizon instead of 0.123, so that all batches divide it" in result.notes
+    assert not study(decay={"fraction": 0.25, "at": [12288]}).notes
+
+
 def test_long_runs_first_then_the_middle_of_the_learning_rates() -> None:
     axes = {"width": [16, 64], "lr": {"from": "2^-6", "to": "2^-2", "step": 2}, "seed": [0, 1]}
     order = [(c.model.width, c.seed, math.log2(c.optimizer.lr)) for c in study(axes=axes).configs]
@@ -177,8 +186,31 @@ def test_the_plan_as_a_table_shows_what_varies() -> None:
             "[axes]\nlr = {centre = 1, at_batch = 0, exponent = 1, octaves = 1, step = 2}",
             "axes.lr.at_batch must be above",
         ),
+        (
+            "[base]\nbatch = 0\n[axes]\nlr = {centre = 1, at_batch = 1, exponent = 1, octaves = 1, step = 2}",
+            "batch must be above 0, got 0",
+        ),
+        (
+            "[axes]\nlr = {centre = 1, at_batch = 1, exponent = 1e308, octaves = 1, step = 2}",
+            "axes.lr: 2^inf and 1 octaves around it, at batch 4096, is too far",
+        ),
+        ("[axes]\nlr = {from = 1, to = 'inf', step = 2}", "axes.lr.to must be a number such as"),
+        ("[axes]\nlr = ['2^5000']", "optimizer.lr must be a number such as 0.03 or \"2^-5\", got '2^5000'"),
+        (
+            "[base]\noptimizer = 'adam'\n[axes]\nlr = [0.1]",
+            "optimizer must be a table for its axes, such as { name = ... }, got 'adam'",
+        ),
+        ("[base]\nmodel = 3", "model must be a table, got 3"),
+        ("[base]\nmodel = 3\n[axes]\nwidth = [16]", "model must be a table for its axes"),
         ("[axes]\nbatch = [100]", "batch must be a multiple of the context, got batch=100 and context=4096"),
-        ("[decay]\nfraction = 2\nat = [1]", "decay.fraction must lie between 0 and 1, got 2"),
+        ("[decay]\nfraction = 2\nat = [1]", "decay.fraction must lie between 0.01 and 0.99, got 2"),
+        ("[decay]\nfraction = 0.996\nat = [1]", "decay.fraction must lie between 0.01 and 0.99, got 0.996"),
+        ("[decay]\nfraction = 0.25\nat = []", "decay.at is an empty list"),
+        ("[decay]\nfraction = 0.25\nat = ['inf']", "decay.at must be a number such as 0.03 or \"2^-5\", got 'inf'"),
+        (
+            "base.horizon = 16384\n[decay]\nfraction = 0.126\nat = [3584]",
+            "multiple of 339968 tokens, so that all batches divide it, but no run is longer than 16384; choose",
+        ),
         ("[decay]\nfraction = 0.25", "decay is a table such as { fraction = 0.25"),
         ("[decay]\nfraction = 0.25\nat = ['2^40']", "decay.at must lie between 12288 (a multiple of all batches) and"),
         ("[decay]\nfraction = 0.25\nat = [4096]", "decay.at must lie between 12288 (a multiple of all batches) and"),

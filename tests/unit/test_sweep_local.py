@@ -106,7 +106,7 @@ def test_a_longer_horizon_goes_on_and_a_shorter_one_is_done(tmp_path: Path, text
     assert read_run(out / longest.id).tokens == 3 * 2**12
 
 
-def test_branches_wait_for_their_parents_and_fail_with_them(tmp_path: Path, text: Path) -> None:
+def test_branches_wait_for_their_parents_and_end_with_them(tmp_path: Path, text: Path) -> None:
     out = tmp_path / "out"
     plan = study(out, text, decay={"fraction": 0.25, "at": [1536, 3072]}, seed=[0, 1, 4])
     parents = {config.id: config.seed for config in plan.configs}
@@ -119,13 +119,22 @@ def test_branches_wait_for_their_parents_and_fail_with_them(tmp_path: Path, text
             assert attempts(out, branch.id)[0][2] > attempts(out, branch.parent)[0][2]
         elif seed == 1 or branch.branch_tokens == 3072:
             how = "failed" if seed == 1 else "diverged"
-            assert result.failed[branch.id] == f"parent {branch.parent} {how} before {branch.branch_tokens} tokens"
+            assert record.outcome == (Outcome.FAILED if seed == 1 else Outcome.PRUNED)
             assert record.summary is not None
+            assert record.summary["reason"] == f"parent {branch.parent} {how} before {branch.branch_tokens} tokens"
             assert record.summary["parent_outcome"] == how
             assert record.groups == {}
         else:  # its parent diverged at 2,048 tokens, after it branches off
             assert record.outcome == Outcome.DIVERGED
-    assert len(result.failed) == 4
+    assert (result.finished, result.diverged, result.pruned, len(result.failed)) == (3, 2, 1, 3)
+
+
+def test_a_diverged_parent_is_no_failure_of_the_sweep(tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "out"
+    plan = study(out, text, decay={"fraction": 0.25, "at": [3072]}, seed=[4])
+    for _ in range(2):
+        assert run(plan, out) == Result(finished=0, diverged=1, pruned=1)
+    assert not (out / plan.branches[0].id / "attempts").exists()
 
 
 def test_data_that_do_not_last_are_said_before_anything_is_trained(tmp_path: Path, text: Path) -> None:
@@ -229,6 +238,7 @@ STATE = Snapshot(
 
 def test_progress_in_a_log_and_for_machines() -> None:
     assert str(STATE) == "3/8 runs, 1 diverged, 2k tokens/s, 2m05s left"
+    assert str(dataclasses.replace(STATE, pruned=2)) == "3/8 runs, 1 diverged, 2 pruned, 2k tokens/s, 2m05s left"
     unknown = dataclasses.replace(STATE, tokens_per_second=float("nan"), seconds_left=float("nan"))
     assert str(unknown) == "3/8 runs, 1 diverged, ? left"
     assert str(dataclasses.replace(STATE, ended=8)) == "8/8 runs, 1 diverged, 2k tokens/s"

@@ -68,6 +68,7 @@ def train(
     """
     from disco.cli import _train
 
+    _at_least_one("--threads", threads)
     return _train.train(config, [item for group in set for item in group], data, out, threads, as_json)
 
 
@@ -92,6 +93,7 @@ def sweep_run(
     """
     from disco.cli import _sweep
 
+    _at_least_one("--workers", workers)
     return _sweep.run(study, data, out, workers, dry_run, as_json)
 
 
@@ -141,8 +143,8 @@ def plan(
     """
     from disco.cli import _fit
 
-    whole = round(number(tokens, "--tokens"))
-    return _fit.plan(fit, whole, round(number(batch, "--batch")) if batch else None, model, family, as_json)
+    size = None if batch is None else _whole("--batch", batch)
+    return _fit.plan(fit, _whole("--tokens", tokens), size, model, family, as_json)
 
 
 @_command(app, "report")
@@ -203,7 +205,20 @@ def demo(
     """
     from disco import demo
 
+    _at_least_one("--workers", workers)
     return demo.run(quick=quick, seed=seed, data=data, out=out, workers=workers, as_json=as_json)
+
+
+def _at_least_one(option: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise UserError(f"{option} must be 1 or more, got {value}")
+
+
+def _whole(option: str, text: str) -> int:
+    value = number(text, option)
+    if value != int(value):
+        raise UserError(f"{option} must be a whole number, got {text!r}")
+    return int(value)
 
 
 app.command(sweep_app, name="sweep", help="Train the runs of a study, or see how far they are.")
@@ -211,7 +226,10 @@ app.command(runs_app, name="runs", help="List run records, or show one.")
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns the exit code: 2 for bad input, 128 + the signal after an interruption."""
+    """Runs the command line and returns the exit code: 2 for bad input, 128 + the signal after an interruption.
+
+    Any other exception is a defect of Disco and stays one: Python shows its traceback and exits with 1.
+    """
     try:
         return _parse(args)()
     except UserError as error:

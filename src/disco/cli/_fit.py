@@ -11,28 +11,30 @@ from disco.errors import UserError
 from disco.fit import StudyFit, fit_table
 from disco.guide import Estimate
 from disco.guide import plan as make_plan
-from disco.runs.reader import Run, read_runs
-from disco.runs.table import cells
-from disco.runs.units import short
+from disco.runs.reader import Runs, read_runs
+from disco.runs.table import columns
+from disco.runs.units import power, short, two_to
 from disco.runs.writer import write_json
 
 
 def fit(paths: Sequence[Path], output: Path, as_json: bool) -> int:
-    """Fits runs, writes the fit, and shows the optimum for each number of tokens."""
-    fitted = _fit(_runs(paths))
+    """Fits runs, writes the fit, and shows the optimum for each number of tokens; 2 if records were damaged."""
+    read = _read(paths)
+    code = _show.tell(read)
+    fitted = fit_table(columns(read.runs))
     write_json(output, fitted.to_dict())
     if as_json:
         _show.document(fitted.to_dict())
-        return 0
+        return code
     _show.table(
         [
             {
                 "family": item.family,
                 "model": item.model,
                 "tokens": short(item.tokens),
-                "best batch": _show.as_power(item.batch),
-                "lr": _show.octaves(item.lr),
-                "norm": _show.octaves(item.norm),
+                "best batch": power(item.batch),
+                "lr": two_to(item.lr),
+                "norm": two_to(item.norm),
                 "loss": _show.fixed(item.loss),
                 "flags": ", ".join(item.flags),
             }
@@ -45,7 +47,7 @@ def fit(paths: Sequence[Path], output: Path, as_json: bool) -> int:
         print(f"{where}: optimal norm over {path.axis} ({path.condition}): {verdict}")
     _show.warn(fitted.warnings)
     print(f"fit: {output}")
-    return 0
+    return code
 
 
 def plan(path: Path, tokens: int, batch: int | None, model: str | None, family: str | None, as_json: bool) -> int:
@@ -62,35 +64,29 @@ def plan(path: Path, tokens: int, batch: int | None, model: str | None, family: 
 
 
 def _estimate(name: str, number: Estimate) -> dict[str, str]:
-    interval = " .. ".join(map(_show.as_power, number.interval)) if number.interval else ""
-    value = _show.as_power(number.value)
+    interval = " .. ".join(map(power, number.interval)) if number.interval else ""
+    value = power(number.value)
     return {"": name, "value": value, "90%": interval, "source": number.source, "also": number.why}
 
 
 def report(paths: Sequence[Path], output: Path, as_json: bool) -> int:
-    """Writes the page."""
+    """Writes the page; exit code 2 if records were damaged, which the page lists."""
     from disco.report import write_report
 
-    runs = _runs(paths)
-    write_report(runs, _fit(runs), output)
+    read = _read(paths)
+    code = _show.tell(read)
+    write_report(read, fit_table(columns(read.runs)), output)
     if as_json:
-        _show.document({"report": output, "runs": len(runs)})
+        _show.document({"report": output, "runs": len(read.runs)})
     else:
         print(f"report: {output}")
-    return 0
+    return code
 
 
-def _runs(paths: Sequence[Path]) -> tuple[Run, ...]:
+def _read(paths: Sequence[Path]) -> Runs:
     if not paths:
         raise UserError("name at least one folder of run records")
-    found = read_runs(*paths)
-    _show.warn(found.problems)
-    return found.runs
-
-
-def _fit(runs: Sequence[Run]) -> StudyFit:
-    table = cells(runs)
-    return fit_table({name: table[name].to_numpy() for name in table.columns})
+    return read_runs(*paths)
 
 
 def _read_fit(path: Path) -> StudyFit:

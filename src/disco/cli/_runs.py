@@ -14,36 +14,36 @@ from disco.errors import UserError
 from disco.runs.reader import Run, read_runs
 from disco.runs.schema import CONFIG, Metric
 from disco.runs.table import families
-from disco.runs.units import short
+from disco.runs.units import UNKNOWN, power, short
 
 
 def ls(paths: Sequence[Path], as_json: bool) -> int:
-    """Lists runs, one row each."""
+    """Lists runs, one row each; exit code 2 if records were damaged."""
     found = read_runs(*paths)
-    _show.warn(found.problems)
+    code = _show.tell(found)
     rows = [_summary(run, family) for run, family in zip(found.runs, families(found.runs), strict=True)]
     if as_json:
         _show.document({"runs": rows, "problems": found.problems})
-        return 0
+        return code
     _show.table(
         [
             {
                 "run": row["run"],
                 "model": row["model"],
                 "family": row["family"],
-                "batch": _show.as_power(row["batch"]),
-                "lr": _show.as_power(row["lr"]),
+                "batch": power(row["batch"]),
+                "lr": power(row["lr"]),
                 "seed": str(row["seed"]),
                 "tokens": short(row["tokens"]),
                 "of": short(row["horizon"]),
                 "loss": _show.fixed(row["loss"]),
-                "output norm": _show.as_power(row["output_norm"]),
+                "output norm": power(row["output_norm"]),
                 "outcome": row["outcome"] or "unfinished",
             }
             for row in rows
         ]
     )
-    return 0
+    return code
 
 
 def _summary(run: Run, family: str) -> dict[str, Any]:
@@ -65,9 +65,9 @@ def _summary(run: Run, family: str) -> dict[str, Any]:
 
 
 def show(path: Path, as_json: bool) -> int:
-    """Shows one run."""
+    """Shows one run; exit code 2 if its record is damaged."""
     found = read_runs(_folder(path))
-    _show.warn(found.problems)
+    code = _show.tell(found)
     if len(found.runs) > 1:
         raise UserError(f"{path} holds {len(found.runs)} runs; name one of them, or use: disco runs ls {path}")
     run = found.runs[0]
@@ -79,13 +79,13 @@ def show(path: Path, as_json: bool) -> int:
                 "config": run.config, "summary": run.summary, "last": last, "problems": found.problems,
             }
         )  # fmt: skip
-        return 0
+        return code
     facts = _summary(run, families([run])[0]) | {"parameters": f"{run.parameters:,}", "folder": str(run.folder)}
-    facts |= {"batch": _show.as_power(facts["batch"]), "lr": _show.as_power(facts["lr"])}
-    facts |= {"loss": _show.fixed(facts["loss"]), "output_norm": _show.as_power(facts["output_norm"])}
-    _show.table([{"": key, "value": "-" if value is None else str(value)} for key, value in facts.items()])
+    facts |= {"batch": power(facts["batch"]), "lr": power(facts["lr"])}
+    facts |= {"loss": _show.fixed(facts["loss"]), "output_norm": power(facts["output_norm"])}
+    _show.table([{"": key, "value": UNKNOWN if value is None else str(value)} for key, value in facts.items()])
     _show.table([{"last measured": key, "value": f"{value:.6g}"} for key, value in sorted(last.items())])
-    return 0
+    return code
 
 
 def _folder(path: Path) -> Path:

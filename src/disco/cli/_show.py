@@ -8,22 +8,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from disco.runs.units import power
-
-
-def as_power(value: float | None) -> str:
-    """A positive number as a power of two; a dash where it is unknown."""
-    return power(value) if value is not None and math.isfinite(value) and value > 0 else "-"
-
-
-def octaves(value: float) -> str:
-    """A log2 as a power of two; a dash where it is unknown."""
-    return f"2^{value:.2f}" if math.isfinite(value) else "-"
+from disco.runs.reader import Runs
+from disco.runs.units import UNKNOWN
 
 
 def fixed(value: float | None) -> str:
     """A loss; a dash where it is unknown."""
-    return f"{value:.4f}" if value is not None and math.isfinite(value) else "-"
+    return f"{value:.4f}" if value is not None and math.isfinite(value) else UNKNOWN
 
 
 def table(rows: Sequence[Mapping[str, str]], title: str = "") -> None:
@@ -64,6 +55,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def tell(read: Runs) -> int:
+    """Warns of records that are damaged, and returns the exit code of a command that did its work with the rest."""
+    warn((*read.problems, *read.notes))
+    return 2 if read.problems else 0
 
 
 def warn(lines: Iterable[str], most: int = 10) -> None:

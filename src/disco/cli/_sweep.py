@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from disco.cli import _show
-from disco.errors import UserError
 from disco.runs.lock import LOCK, holder
 from disco.runs.reader import read_run
 from disco.runs.schema import CONFIG, DATA
@@ -27,8 +26,6 @@ from disco.train.data import prepare
 
 def run(path: Path, data: Sequence[str], out: Path | None, workers: int | None, dry_run: bool, as_json: bool) -> int:
     """Runs or shows a study; exit code 1 when runs failed, 128 + signal when interrupted."""
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers must be 1 or more, got {workers}")
     if dry_run:
         with tempfile.TemporaryDirectory() as cache:
             study = load_study(path, partial(prepare, cache=Path(cache), source=data))
@@ -37,6 +34,7 @@ def run(path: Path, data: Sequence[str], out: Path | None, workers: int | None, 
         return 0
     out = out or Path("runs") / _name(path)
     study = load_study(path, partial(prepare, cache=out / DATA, source=data))
+    check_data(study, out / DATA)
     if not as_json:
         _plan(study, as_json)
     result = run_study(study, out, workers=workers, show=display(as_json))
@@ -69,7 +67,8 @@ def _ended(result: Result, out: Path, again: str, as_json: bool) -> int:
     elif result.signal is not None:
         print(f"stopped with {result.waiting} runs left; to continue: {again}")
     else:
-        print(f"{result.finished} finished, {result.diverged} diverged, {len(result.failed)} failed: {out}")
+        pruned = f"{result.pruned} pruned, " if result.pruned else ""
+        print(f"{result.finished} finished, {result.diverged} diverged, {pruned}{len(result.failed)} failed: {out}")
     for run, reason in result.failed.items() if not as_json else ():
         print(f"failed {run}: {reason}")
     if result.signal is not None:

@@ -14,6 +14,7 @@ from disco.cli import _show
 from disco.errors import UserError
 from disco.runs.reader import read_run
 from disco.runs.schema import DATA, Metric, Outcome
+from disco.runs.units import power
 from disco.sweep.progress import Display, Snapshot, display
 from disco.train.config import ConfigError, TrainConfig, from_dict
 from disco.train.data import prepare
@@ -21,8 +22,6 @@ from disco.train.data import prepare
 
 def train(path: Path, settings: Sequence[str], data: Sequence[str], out: Path, threads: int, as_json: bool) -> int:
     """Trains the run of a configuration file; exit code 1 if it diverged."""
-    if threads < 1:
-        raise UserError(f"--threads must be 1 or more, got {threads}")
     config = load_config(path, settings)
     config = replace(config, data=prepare(config.data, out / DATA, source=data))
 
@@ -87,7 +86,7 @@ def _assign(table: dict[str, Any], key: str, value: Any, setting: str) -> None:
 
 
 def _output_norm(values: Any) -> str:
-    return _show.as_power(float(values[-1])) if len(values) else "-"
+    return power(float(values[-1]) if len(values) else None)
 
 
 def _reporter(config: TrainConfig, shown: Display) -> Callable[[int, int], None]:

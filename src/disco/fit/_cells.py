@@ -40,7 +40,14 @@ class Point(Result):
     """NaN when every seed diverged."""
     sigma: float
     seeds: int
-    diverged: bool
+    """Seeds that lived."""
+    lost: int
+    """Seeds that diverged."""
+
+    @property
+    def diverged(self) -> bool:
+        """Whether every seed diverged."""
+        return not self.seeds
 
 
 @dataclass(frozen=True)
@@ -220,8 +227,8 @@ def _point(rows: Columns) -> Point:
         norm=float(norm.mean()) if len(norm) else math.nan,
         loss=float(rows["loss"][alive].astype(float).mean()) if alive.any() else math.nan,
         sigma=pooled(rows["sigma"][alive].astype(float)),
-        seeds=len(alive),
-        diverged=not alive.any(),
+        seeds=int(alive.sum()),
+        lost=int((~alive).sum()),
     )
 
 

@@ -86,7 +86,8 @@ def optimum(
     Returns:
         The minimum. Its flags: "edge-low", "edge-high": the lowest distinct x is the first or last, or the vertex lies
         outside; "flat": the curvature is not told from 0 at this confidence; "few-points": fewer than four distinct x;
-        "no-minimum": no parabola that opens upward inside the grid.
+        "no-minimum": the parabola opens downward (or has too few points), or its vertex lies between the last run and
+        one that diverged.
 
     Raises:
         UserError: arrays of different length, an unknown recipe, or the paper's without its anchor.
@@ -130,7 +131,7 @@ def optimum(
         flags.append("no-minimum")
     elif not low <= vertex <= high and side not in flags:
         flags.append(side)
-    elif not grid[0] <= vertex <= grid[-1] and side not in flags and recipe == "quadratic":
+    elif not grid[0] <= vertex <= grid[-1] and side not in flags:
         flags.append("no-minimum")  # it lies between the last run and a diverged one: bracketed, but not measured
     if fit.a <= 0 or (recipe == "quadratic" and not grid[0] <= vertex <= grid[-1]):
         return _nothing(recipe, best, tuple(flags), fit)

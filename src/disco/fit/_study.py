@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
@@ -14,6 +14,7 @@ from disco.fit._cells import Cell, Columns, Horizon, complete, fit_cell, fit_hor
 from disco.fit._result import Result
 from disco.fit._rules import PowerLaw, power_law
 from disco.fit._transfer import Transfer, margin_for, norm_transfer
+from disco.runs.units import exact, two_to
 
 NORM = "norm/output/rms_to_inf"
 MIN_HORIZONS = 3
@@ -178,7 +179,7 @@ def _rules(
 
     several = any(len(item.batches) > 1 for item in horizons)
     best = [item for item in horizons if not item.at_edge]
-    where = "at the best batch" if several else f"at a batch of {_listed([horizons[0].batch])} tokens"
+    where = "at the best batch" if several else f"at a batch of {exact(horizons[0].batch)} tokens"
     for recipe in ("quadratic", "paper"):
         found = [cell for cell in cells if math.isfinite(cell.rate(recipe))]
         rows = [{"y": c.rate(recipe), "batch": float(c.batch), "tokens": float(c.tokens)} for c in found]
@@ -244,7 +245,7 @@ def _token_paths(fit: StudyFit) -> Iterator[Path]:
         cells, horizons = fit.of(*study)
         use = [item for item in horizons if math.isfinite(item.smooth_norm) and not item.at_edge]
         several = any(len(item.batches) > 1 for item in horizons)
-        where = "at the best batch" if several else f"at a batch of {_listed([horizons[0].batch])} tokens"
+        where = "at the best batch" if several else f"at a batch of {exact(horizons[0].batch)} tokens"
         curvature = [norm.curvature for norm in (_cell_of(cells, item).norm for item in use) if norm]
         yield _path(*study, "tokens", where, use, [float(item.tokens) for item in use], curvature)
 
@@ -267,7 +268,7 @@ def _size_paths(fit: StudyFit, axis: str, other: str) -> Iterator[Path]:
             continue
         found = (fit.cell(item.family, item.model, item.batch, item.tokens) for item in use)
         curvature = [cell.norm.curvature for cell in found if cell and cell.norm]
-        where = f"{other} {value:g}, {_listed([tokens])} tokens, at the best batch"
+        where = f"{other} {value:g}, {exact(tokens)} tokens, at the best batch"
         yield _path(family, "", axis, where, use, [float(getattr(item, axis)) for item in use], curvature)
 
 
@@ -294,9 +295,13 @@ def _warnings(fit: StudyFit) -> Iterator[str]:
         bad = [cell for cell in cells if not cell.usable]
         if bad:
             yield f"{name}: {len(bad)} of {len(cells)} cells have no optimum inside the grid and are left out of rules"
+        torn = sorted({point.lr for cell in cells for point in cell.points if point.seeds and point.lost})
+        if torn:
+            rates = ", ".join(map(two_to, torn))
+            yield f"{name}: of the seeds at learning rates {rates} some diverged; losses there are of those that lived"
         for flag, wanted in (("edge-low", "lower"), ("edge-high", "higher")):
             edges = groupby((c for c in bad if flag in c.lr.flags), key=lambda cell: cell.tokens)
-            places = [f"{_listed([tokens])} tokens (batch {_listed([c.batch for c in g])})" for tokens, g in edges]
+            places = [f"{exact(tokens)} tokens (batch {_listed([c.batch for c in g])})" for tokens, g in edges]
             if places:
                 yield f"{name}: {wanted} learning rates are needed at {', '.join(places)}"
             tokens_at = [item.tokens for item in horizons if flag in item.flags]
@@ -307,6 +312,6 @@ def _warnings(fit: StudyFit) -> Iterator[str]:
             yield f"{name}: one batch only, so nothing is known about the best one"
 
 
-def _listed(values: Sequence[int]) -> str:
-    """Counts as powers of two where they are: "2^9, 2^10, 1,536"."""
-    return ", ".join(f"2^{v.bit_length() - 1}" if v & (v - 1) == 0 else f"{v:,}" for v in values)
+def _listed(values: Iterable[float]) -> str:
+    """ "2^9, 2^10, 1,536"."""
+    return ", ".join(map(exact, values))

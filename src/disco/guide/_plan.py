@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from disco.errors import UserError
 from disco.fit import Cell, Horizon, Prediction, Result, Rule, StudyFit
+from disco.runs.units import power, two_to
 
 WIDEST = 2.0
 """Octaves on either side beyond which a 90% interval says too little to be a recommendation."""
@@ -100,6 +101,8 @@ def plan(
 
 def _choose(fit: StudyFit, family: str | None, model: str | None) -> tuple[str, str]:
     """The study to plan from."""
+    if not fit.studies:
+        raise UserError("plan: the fit holds no runs; fit some that reached a horizon: disco fit RUNS")
     for value, index, noun in ((family, 0, "family"), (model, 1, "model")):
         known = sorted({study[index] for study in fit.studies})
         if value is not None and value not in known:
@@ -136,11 +139,11 @@ def _batch(rule: Rule, horizons: Sequence[Horizon], tokens: int, given: int | No
     if prediction:
         value = min(2.0 ** round(prediction.log2), 2.0 ** math.floor(math.log2(tokens)))
         return Estimate(
-            value, (2**prediction.low, 2**prediction.high), "rule", f"{why}: 2^{prediction.log2:.2f}, rounded"
+            value, (2**prediction.low, 2**prediction.high), "rule", f"{why}: {two_to(prediction.log2)}, rounded"
         )
     last = horizons[-1]
     edge = ", which is at the edge of the grid of batches" if last.at_edge else ""
-    where = f"best of the grid at {_power(last.tokens)} tokens{edge}"
+    where = f"best of the grid at {power(last.tokens)} tokens{edge}"
     return Estimate(float(min(last.batch, tokens)), None, "default", f"{where}; {why}")
 
 
@@ -151,7 +154,7 @@ def _rate(rule: Rule, found: Sequence[Cell], tokens: int, batch: float) -> Estim
     if not found:
         return Estimate(math.nan, None, "default", f"no cell has an optimum inside its grid of learning rates; {why}")
     cell = min(found, key=lambda c: (abs(math.log2(c.tokens / tokens)), abs(math.log2(c.batch / batch))))
-    where = f"optimum at {_power(cell.tokens)} tokens and a batch of {_power(cell.batch)}"
+    where = f"optimum at {power(cell.tokens)} tokens and a batch of {power(cell.batch)}"
     return Estimate(2 ** cell.rate(), None, "default", f"{where}, carried over unchanged; {why}")
 
 
@@ -162,10 +165,10 @@ def _norm(fit: StudyFit, rule: Rule, tokens: int) -> Estimate:
         seen_at = [item for item in fit.of(rule.family, rule.model)[1] if math.isfinite(item.norm)]
         if not seen_at:
             return Estimate(math.nan, None, "default", "no optimal norm was found inside the grid")
-        where = f"that of {_power(seen_at[-1].tokens)} tokens, at a batch on the edge of its grid"
+        where = f"that of {power(seen_at[-1].tokens)} tokens, at a batch on the edge of its grid"
         return Estimate(2 ** seen_at[-1].norm, None, "default", where)
     level, ends = sum(path.norm) / len(path.norm), (2 ** min(path.norm), 2 ** max(path.norm))
-    span = f"from {len(path.norm)} horizons, where it lay between 2^{min(path.norm):.2f} and 2^{max(path.norm):.2f}"
+    span = f"from {len(path.norm)} horizons, where it lay between {two_to(min(path.norm))} and {two_to(max(path.norm))}"
     if path.transfer is None or path.transfer.interval is None:
         return Estimate(2 ** path.norm[-1], None, "default", f"the last one seen, {span}")
     if path.transfer.constant:
@@ -190,15 +193,10 @@ def _warnings(fit: StudyFit, family: str, model: str, numbers: Sequence[Estimate
     grid = sorted({cell.batch for cell in cells})
     if not grid[0] <= batch <= grid[-1]:
         warnings.append(
-            f"a batch of {_power(batch)} lies outside the grid of {_power(grid[0])} to {_power(grid[-1])} tokens"
+            f"a batch of {power(batch)} lies outside the grid of {power(grid[0])} to {power(grid[-1])} tokens"
         )
     if len({study[0] for study in fit.studies}) > 1:
         warnings.append(f"the study has several families; this is for {family!r}")
     rule = fit.rule(family, model, "lr(batch, tokens)")
     warnings += [note for note in (rule.law.warnings if rule.law else ()) if "plane" in note]
     return warnings
-
-
-def _power(value: float) -> str:
-    """2^22 or 2^20.58."""
-    return f"2^{math.log2(value):.2f}".rstrip("0").rstrip(".")

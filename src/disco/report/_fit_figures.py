@@ -20,8 +20,8 @@ from disco.report._style import (
     cell,
     log2,
     panels,
-    power,
     powers,
+    raised,
     rounded,
     single,
     spaced,
@@ -39,13 +39,13 @@ def loss_bowls(fit: StudyFit, family: str, model: str) -> go.Figure | None:
     horizons = spaced(sorted({c.tokens for c in cells}), PANELS)
     batches = sorted({c.batch for c in cells})
     colours = Colours(math.log2(batches[0]), math.log2(batches[-1]))
-    figure = panels([f"{power(math.log2(tokens))} tokens" for tokens in horizons], height=290, shared=False)
+    figure = panels([f"{raised(math.log2(tokens))} tokens" for tokens in horizons], height=290, shared=False)
     named: set[str] = set()
     for panel, tokens in enumerate(horizons):
         shown = [c for c in cells if c.tokens == tokens]
         for each in shown:
             octave = math.log2(each.batch)
-            _bowl(figure, each, f"batch {power(octave)}", colours.at(octave), cell(panel), named)
+            _bowl(figure, each, f"batch {raised(octave)}", colours.at(octave), cell(panel), named)
         _zoom(figure, shown, cell(panel))
     _key(figure)
     powers(figure, x=True)
@@ -138,7 +138,7 @@ def first_hits(fit: StudyFit, family: str, model: str) -> go.Figure | None:
         assert law is not None
         line = [law.predict({"batch": batch, "tokens": 2.0**octave}).log2 for batch in (batches[0], batches[-1])]
         figure.add_scatter(
-            x=log2((batches[0], batches[-1])), y=line, mode="lines+text", text=["", f" {power(octave)} tokens"],
+            x=log2((batches[0], batches[-1])), y=line, mode="lines+text", text=["", f" {raised(octave)} tokens"],
             textposition="middle right", textfont={"size": 11}, showlegend=False, hoverinfo="skip",
             line={"color": Colours(tokens.min(), tokens.max()).at(octave), "width": 1, "dash": "dot"},
         )  # fmt: skip
@@ -166,7 +166,7 @@ def rate_against_batch(fit: StudyFit, plan: Plan) -> go.Figure | None:
     colours = Colours(math.log2(horizons[0]), math.log2(horizons[-1]))
     figure = single(500)
     for tokens in horizons:
-        colour, name = colours.at(math.log2(tokens)), f"{power(math.log2(tokens))} tokens"
+        colour, name = colours.at(math.log2(tokens)), f"{raised(math.log2(tokens))} tokens"
         group = [c for c in cells if c.tokens == tokens]
         inside = [c for c in group if c.usable]
         _rates(figure, inside, colour, name)
@@ -187,7 +187,7 @@ def rate_against_batch(fit: StudyFit, plan: Plan) -> go.Figure | None:
         default = "" if plan.supported else " (default)"
         figure.add_scatter(
             x=[x], y=[y], mode="markers", marker={"symbol": "star", "size": 17, "color": ACCENT}, error_y=error,
-            name=f"plan for {power(math.log2(plan.tokens))}{default}", legendgroup="plan",
+            name=f"plan for {raised(math.log2(plan.tokens))}{default}", legendgroup="plan",
         )  # fmt: skip
     figure.add_scatter(
         x=[None], y=[None], mode="markers", name="lowest of the grid,<br>but no optimum",
@@ -206,7 +206,7 @@ def _bowl(figure: go.Figure, of: Cell, name: str, colour: str, where: dict[str, 
     figure.add_scatter(
         x=rounded(p.norm for p in points), y=rounded(p.loss for p in points), mode="markers", **label,
         marker={"size": 5.5, "color": colour}, showlegend=name not in named,
-        customdata=[power(p.lr) for p in points],
+        customdata=[raised(p.lr) for p in points],
         hovertemplate=f"{name}, lr %{{customdata}}<br>norm 2<sup>%{{x:.2f}}</sup>, loss %{{y:.3f}}<extra></extra>",
     )  # fmt: skip
     named.add(name)
@@ -224,7 +224,7 @@ def _bowl(figure: go.Figure, of: Cell, name: str, colour: str, where: dict[str, 
     y = best.y + best.curvature * (x - best.x) ** 2
     figure.add_scatter(x=rounded(x), y=rounded(y), mode="lines", line=line, hoverinfo="skip", **quiet)
     marker = {"symbol": "star", "size": 12, "color": colour, "line": {"width": 1, "color": INK}}
-    text = f"optimum of {name}: norm {power(best.x)}, loss {best.y:.3f}<extra></extra>"
+    text = f"optimum of {name}: norm {raised(best.x)}, loss {best.y:.3f}<extra></extra>"
     figure.add_scatter(
         x=[round(best.x, 4)], y=[round(best.y, 4)], mode="markers", marker=marker, hovertemplate=text, **quiet
     )

@@ -13,6 +13,9 @@ import polars as pl
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
+from disco.report.tables import superscript
+from disco.runs.units import two_to
+
 WIDTH, NARROW = 1180, 760
 COLUMNS = 3
 PANELS = 6
@@ -51,9 +54,9 @@ def bar(title: str) -> dict[str, Any]:
     return {"title": {"text": title, "side": "right"}, "tickprefix": "2<sup>", "ticksuffix": "</sup>", "thickness": 14}
 
 
-def power(log2: float) -> str:
+def raised(log2: float) -> str:
     """2 with a raised exponent, as plotly text."""
-    return f"2<sup>{log2:.2f}".rstrip("0").rstrip(".").replace("-", "−") + "</sup>"
+    return superscript(two_to(log2))
 
 
 def log2(values: Iterable[float] | pl.Series) -> list[float | None]:

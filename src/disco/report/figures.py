@@ -21,8 +21,8 @@ from disco.report._style import (
     chained,
     log2,
     panels,
-    power,
     powers,
+    raised,
     rounded,
     spaced,
     x_titles,
@@ -60,13 +60,13 @@ def loss_against_norm(curves: pl.DataFrame) -> go.Figure | None:
     batches = spaced(_values(data, "batch"), PANELS)
     rates = np.log2(data["lr"].to_numpy())
     colours = Colours(rates.min(), rates.max())
-    figure = panels([f"batch {power(math.log2(batch))} tokens" for batch in batches], height=290)
+    figure = panels([f"batch {raised(math.log2(batch))} tokens" for batch in batches], height=290)
     for panel, batch in enumerate(batches):
         for same in data.filter(pl.col("batch") == batch).partition_by("lr", maintain_order=True):
             lr, runs = same["lr"][0], same.partition_by("run", maintain_order=True)
             dots = ends.filter(pl.col("batch") == batch, pl.col("lr") == lr)
             look = {"color": colours.at(math.log2(lr))}
-            text = f"lr {power(math.log2(lr))}<br>norm 2<sup>%{{x:.2f}}</sup>, loss %{{y:.3f}}<extra></extra>"
+            text = f"lr {raised(math.log2(lr))}<br>norm 2<sup>%{{x:.2f}}</sup>, loss %{{y:.3f}}<extra></extra>"
             shared = {"showlegend": False, "hovertemplate": text, **cell(panel)}
             x, y = (chained(f(run[c]) for run in runs) for f, c in ((log2, NORM), (rounded, "loss_train")))
             figure.add_scatter(x=x, y=y, mode="lines", line=look | {"width": 1.3}, **shared)
@@ -102,7 +102,7 @@ def norm_against_progress(curves: pl.DataFrame, target: float) -> go.Figure | No
         for same in data.partition_by("batch", maintain_order=True):
             octave = math.log2(same["batch"][0])
             runs = same.partition_by("run", maintain_order=True)
-            name = f"batch {power(octave)}"
+            name = f"batch {raised(octave)}"
             figure.add_scatter(
                 x=chained(log2(run[column]) for run in runs), y=chained(log2(run[NORM]) for run in runs), mode="lines",
                 customdata=chained(log2(run["lr"]) for run in runs), opacity=0.8, **cell(panel),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import html
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -15,13 +13,14 @@ import plotly.graph_objects as go
 import polars as pl
 from plotly.offline import get_plotlyjs
 
-from disco.errors import UserError
+from disco.files import replacing
 from disco.fit import StudyFit
 from disco.guide import Plan, plan
 from disco.report import figures, tables, words
 from disco.report.tables import Sheet
 from disco.runs import table
 from disco.runs.reader import Run, Runs
+from disco.runs.units import power
 
 OPEN = 3
 """Studies shown unfolded; further ones are folded, and drawn when opened."""
@@ -68,7 +67,9 @@ def write_report(runs: Runs | Sequence[Run], fit: StudyFit, path: Path) -> Path:
     """
     path = Path(path)
     read = runs if isinstance(runs, Runs) else Runs(tuple(runs), ())
-    _write(path, _document(read.runs, fit, read.problems))
+    page = _document(read.runs, fit, read.problems)
+    with replacing(path) as file:
+        file.write(page.encode())
     return path
 
 
@@ -100,8 +101,7 @@ def _name(family: str, model: str) -> str:
 
 def _plans(page: _Page, fit: StudyFit, chosen: Plan) -> None:
     """The plan of the chosen study in full, and those of the others in one table."""
-    power = tables.power(math.log2(chosen.tokens))
-    page.add(f"<h2>{tables.superscript(f'The next horizon: {power} tokens')}</h2>")
+    page.add(f"<h2>{tables.superscript(f'The next horizon: {power(chosen.tokens)} tokens')}</h2>")
     page.add(_table(tables.recommendation(chosen)))
     others = [study for study in fit.studies if study != (chosen.family, chosen.model)]
     if others:
@@ -221,18 +221,3 @@ def _shell(body: str) -> str:
         f"<style>{style}</style>\n<script>{get_plotlyjs()}</script></head>\n"
         f"<body><main>\n{body}\n</main><script>{script}</script></body></html>\n"
     )
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another place for the report") from error

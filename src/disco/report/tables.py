@@ -15,6 +15,7 @@ from rich.table import Table
 
 from disco.fit import Cell, PowerLaw, Rule, StudyFit
 from disco.guide import Estimate, Plan
+from disco.runs.units import UNKNOWN, power, two_to
 
 FLAGS = {
     "edge-low": "at lower edge",
@@ -39,11 +40,6 @@ class Sheet:
     left: int = 1
 
 
-def power(log2: float, digits: int = 2) -> str:
-    """2^-5.5 from -5.5; a dash where there is no number."""
-    return f"2^{log2:.{digits}f}".rstrip("0").rstrip(".") if math.isfinite(log2) else "–"
-
-
 def superscript(text: str) -> str:
     """2^-5.5 in a text as HTML."""
     return re.sub(r"\b2\^(-?[\d.]*\d)", lambda match: f"2<sup>{match[1].replace('-', '−')}</sup>", text)
@@ -52,8 +48,8 @@ def superscript(text: str) -> str:
 def power_range(log2: float, interval: tuple[float, float] | None, digits: int = 2) -> str:
     """2^-5.52 [-5.7, -5.3]; without an interval the power alone."""
     if interval is None or not math.isfinite(log2):
-        return power(log2, digits)
-    return f"{power(log2, digits)} [{interval[0]:.1f}, {interval[1]:.1f}]"
+        return two_to(log2, digits)
+    return f"{two_to(log2, digits)} [{interval[0]:.1f}, {interval[1]:.1f}]"
 
 
 def error_digits(value: float, error: float) -> str:
@@ -104,13 +100,13 @@ def _cell(cell: Cell) -> tuple[str, ...]:
         half = (cell.lr.y_interval[1] - cell.lr.y_interval[0]) / 2
         loss = f"{cell.loss:.3f} ±{half:.3f}"
     else:
-        loss = f"{cell.loss:.3f}" if math.isfinite(cell.loss) else "–"
+        loss = f"{cell.loss:.3f}" if math.isfinite(cell.loss) else UNKNOWN
     return (
-        power(math.log2(cell.tokens)),
-        power(math.log2(cell.batch)),
-        power_range(cell.lr.x, cell.lr.interval) if cell.usable else "–",
-        power_range(norm.x, norm.interval) if norm and norm.usable else "–",
-        power(paper.x) if paper and paper.usable else "–",
+        power(cell.tokens),
+        power(cell.batch),
+        power_range(cell.lr.x, cell.lr.interval) if cell.usable else UNKNOWN,
+        power_range(norm.x, norm.interval) if norm and norm.usable else UNKNOWN,
+        two_to(paper.x) if paper and paper.usable else UNKNOWN,
         loss,
     )
 
@@ -162,12 +158,12 @@ def plans(each: Sequence[Plan]) -> Sheet:
 def _estimate(number: Estimate) -> tuple[str, ...]:
     value = "cannot say"
     if math.isfinite(number.value):
-        value = f"{power(math.log2(number.value))} ({number.value:,.4g})"
+        value = f"{power(number.value)} ({number.value:,.4g})"
         if number.value >= 1000:
-            value = f"{power(math.log2(number.value))} ({number.value:,.0f})"
-    interval = "–"
+            value = f"{power(number.value)} ({number.value:,.0f})"
+    interval = UNKNOWN
     if number.interval:
-        interval = f"{power(math.log2(number.interval[0]))} to {power(math.log2(number.interval[1]))}"
+        interval = f"{power(number.interval[0])} to {power(number.interval[1])}"
     return value, interval, number.source, number.why
 
 
@@ -183,7 +179,7 @@ def render_rules(fit: StudyFit, family: str, model: str, width: int = 110) -> st
 
 def render_plan(plan: Plan, width: int = 110) -> str:
     """A plan as text."""
-    title = f"  {plan.model} {plan.family}".rstrip() + f": {plan.tokens:,} tokens ({power(math.log2(plan.tokens))})"
+    title = f"  {plan.model} {plan.family}".rstrip() + f": {plan.tokens:,} tokens ({power(plan.tokens)})"
     return f"{title}\n{_text(recommendation(plan), width)}\n{_notes(plan.warnings, width)}"
 
 

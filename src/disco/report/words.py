@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 
 from disco.fit import Path, Rule, StudyFit
 from disco.guide import Plan
-from disco.report.tables import formula, power, superscript
+from disco.report.tables import formula, superscript
 from disco.runs.reader import Run
 from disco.runs.schema import Outcome
+from disco.runs.units import power, two_to
 
 LEGEND = (
     "One row per number of tokens, at the best batch of the grid. In brackets: 90% intervals, as exponents of 2. "
@@ -40,7 +41,7 @@ def scope(runs: Sequence[Run], fit: StudyFit) -> str:
     counts = {str(outcome): sum(run.outcome == outcome for run in runs) for outcome in Outcome}
     counts["unfinished"] = sum(run.outcome is None for run in runs)
     parts = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    tokens = sorted({math.log2(cell.tokens) for cell in fit.cells})
+    tokens = sorted({cell.tokens for cell in fit.cells})
     horizons = f"horizons from {power(tokens[0])} to {power(tokens[-1])}" if len(tokens) > 1 else power(tokens[0])
     models = ", ".join(dict.fromkeys(model for _, model in fit.studies))
     return superscript(f"{len(runs)} runs ({parts}) of {html.escape(models)}; {horizons} tokens.")
@@ -50,24 +51,24 @@ def answer(fit: StudyFit, plan: Plan) -> Iterator[str]:
     """The headline: what to use next, what was best so far, and whether the norm is constant."""
     yield superscript(_next(plan))
     last = fit.of(plan.family, plan.model)[1][-1]
-    lr = f"learning rate {power(last.lr)}" if math.isfinite(last.lr) else "no optimal learning rate inside the grid"
+    lr = f"learning rate {two_to(last.lr)}" if math.isfinite(last.lr) else "no optimal learning rate inside the grid"
     edge = ", at the edge of the grid of batches" if last.at_edge else ""
     only = "the only batch" if "one-batch" in last.flags else "the best batch"
     yield superscript(
-        f"At the largest horizon swept, {power(math.log2(last.tokens))} tokens, {only} was "
-        f"{power(math.log2(last.batch))} tokens{edge}, with {lr} and a loss of {last.loss:.3f} nats."
+        f"At the largest horizon swept, {power(last.tokens)} tokens, {only} was "
+        f"{power(last.batch)} tokens{edge}, with {lr} and a loss of {last.loss:.3f} nats."
     )
     yield superscript(transfer(fit.path(plan.family, plan.model)))
 
 
 def _next(plan: Plan) -> str:
-    what = f"<b>{html.escape(plan.model)}, {power(math.log2(plan.tokens))} tokens next:</b> "
-    batch = f"a batch of {power(math.log2(plan.batch.value))} ({plan.batch.value:,.0f}) tokens"
+    what = f"<b>{html.escape(plan.model)}, {power(plan.tokens)} tokens next:</b> "
+    batch = f"a batch of {power(plan.batch.value)} ({plan.batch.value:,.0f}) tokens"
     if not math.isfinite(plan.lr.value):
         return what + "no learning rate can be recommended: no cell has its optimum inside the grid of learning rates."
-    lr = f"learning rate {power(math.log2(plan.lr.value))} ({plan.lr.value:.3g}"
+    lr = f"learning rate {power(plan.lr.value)} ({plan.lr.value:.3g}"
     if plan.supported and plan.lr.interval:
-        low, high = (power(math.log2(end), 1) for end in plan.lr.interval)
+        low, high = (power(end, 1) for end in plan.lr.interval)
         how = "" if plan.batch.source == "rule" else "; the batch is carried over, not predicted"
         return f"{what}{lr}, 90% interval {low} to {high}) at {batch}{how}."
     return f"{what}the data do not carry a prediction yet. As a default, not a forecast: {lr}) at {batch}."
@@ -79,7 +80,7 @@ def transfer(path: Path) -> str:
     if found < 2:
         number = "no optimum" if not found else "only one optimum"
         return f"Whether the optimal norm transfers over {path.axis} is unknown: {number} inside the grids; it takes 3."
-    spread = f"it lies between {power(min(path.norm))} and {power(max(path.norm))} ({path.condition})"
+    spread = f"it lies between {two_to(min(path.norm))} and {two_to(max(path.norm))} ({path.condition})"
     test = path.transfer
     if test is None or test.interval is None:
         return (
@@ -125,7 +126,7 @@ def _plain(text: str) -> str:
 
 def progress(target: float) -> str:
     """Over the figure of norm against steps, tokens and path length."""
-    line = f" The dashed line is the mean optimal norm, {power(target)}." if math.isfinite(target) else ""
+    line = f" The dashed line is the mean optimal norm, {two_to(target)}." if math.isfinite(target) else ""
     return superscript(
         "The same runs against three clocks. Against steps and tokens they fan out by learning rate. Against the path "
         "length, the sum of the learning rates so far, see how far they fall on one curve, and where batches part: up "
@@ -159,7 +160,7 @@ def _fitted(rule: Rule) -> str:
 
 def layer_norms(run: Run) -> str:
     """Over the figure of layer norms."""
-    lr, batch = (power(math.log2(value)) for value in (run.config["optimizer"]["lr"], run.config["batch"]))
+    lr, batch = (power(value) for value in (run.config["optimizer"]["lr"], run.config["batch"]))
     return superscript(
         f"Run {html.escape(run.id)} (learning rate {lr}, batch {batch} tokens), the one nearest to the optimum of the "
         "largest horizon. Layers of one group should grow together; one that stalls or runs away shows here first."

@@ -17,6 +17,20 @@ from disco.runs.schema import CONFIG, METRICS, SCHEMA_VERSION, SUMMARY, Metric, 
 
 LARGEST = sys.float_info.max
 
+SETTINGS: Mapping[str, Any] = {
+    "batch": int,
+    "horizon": int,
+    "model.width": int,
+    "model.depth": int,
+    "data.valid_tokens": int,
+    "optimizer.lr": (int, float),
+    "optimizer.name": str,
+    "optimizer.ratios": dict,
+    "seed": int,
+}
+"""What every reader of records may rely on, by dotted name in the configuration; other settings may be missing."""
+MAY_BE_ZERO = ("seed",)
+
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -60,10 +74,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Runs:
-    """What was read, and what was not: each problem is "file:line: why"."""
+    """What was read, and what was not."""
 
     runs: tuple[Run, ...]
     problems: tuple[str, ...]
+    """Damage, "file:line: why"."""
+    notes: tuple[str, ...] = ()
+    """Records of runs that had already been read from another folder."""
 
 
 class _DamagedError(Exception):
@@ -92,18 +109,19 @@ def read_runs(*paths: Path) -> Runs:
     """
     runs: dict[str, Run] = {}
     problems: list[str] = []
+    notes: list[str] = []
     for folder in dict.fromkeys(folder.resolve() for path in paths for folder in run_folders(Path(path))):
         run, found = _read(folder)
         problems += found
         if run is None:
             continue
         if run.id in runs:
-            problems.append(f"{folder / CONFIG}:1: run {run.id} was already read from {runs[run.id].folder}")
+            notes.append(f"{folder}: run {run.id} was already read from {runs[run.id].folder}")
         else:
             runs[run.id] = run
     if not runs:
         raise UserError(f"no readable run: {problems[0]}" if problems else "no folder of runs was given")
-    return Runs(tuple(runs.values()), tuple(problems))
+    return Runs(tuple(runs.values()), tuple(problems), tuple(notes))
 
 
 def run_folders(path: Path) -> list[Path]:
@@ -173,6 +191,14 @@ def _head(document: Mapping[str, Any]) -> dict[str, Any]:
             raise _DamagedError(f"1: {key} is missing or not a {kind.__name__}")
     if document.get("schema") != SCHEMA_VERSION:
         raise _DamagedError(f"1: schema {document.get('schema')!r}, this version reads {SCHEMA_VERSION}")
+    for key, kind in SETTINGS.items():
+        value: Any = document["config"]
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, kind) or (isinstance(value, int | float) and value <= 0 and key not in MAY_BE_ZERO):
+            raise _DamagedError(f"1: config.{key} is missing or not valid")
+    if not all(isinstance(layers, list) for layers in document["groups"].values()):
+        raise _DamagedError("1: groups are not lists of layers")
     groups = {group: tuple(layers) for group, layers in document["groups"].items()}
     return {key: document[key] for key in expected} | {"groups": groups}
 

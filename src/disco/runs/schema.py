@@ -8,8 +8,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 
 SCHEMA_VERSION = 1
@@ -35,7 +34,7 @@ class Metric(StrEnum):
     PATH = "path"
     """Path length: the sum over steps of the base learning rate."""
     LOSS_TRAIN = "loss/train"
-    """Mean training loss in nats over the window that ends at this line."""
+    """Mean training loss in nats over the window that ends at this line: the last 1/64 of the steps, at least one."""
     LOSS_TRAIN_STD = "loss/train_std"
     """Standard deviation of the single-step training losses in that window."""
     LOSS_TRAIN_COUNT = "loss/train_count"
@@ -70,9 +69,3 @@ def norm_key(norm: str, layer: str, of: str = "weights") -> str:
 def deterministic(line: Mapping[str, object]) -> dict[str, object]:
     """The fields of a metrics line that two executions of the same run share byte for byte."""
     return {key: value for key, value in line.items() if not key.startswith("time/")}
-
-
-def group_norm(line: Mapping[str, float], norm: str, layers: Iterable[str], of: str = "weights") -> float:
-    """The norm of a layer group: the largest of its layers'; NaN where none was logged."""
-    values = [line[key] for key in (norm_key(norm, layer, of) for layer in layers) if key in line]
-    return max(values, default=math.nan)

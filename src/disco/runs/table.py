@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,26 +11,38 @@ import polars as pl
 from disco.runs.horizons import powers_of_two, window
 from disco.runs.reader import Array, Run
 from disco.runs.schema import Metric, Outcome
-from disco.runs.units import power
+from disco.runs.units import exact
+
+AXES = (
+    "model.width", "model.depth", "batch", "horizon", "seed", "optimizer.lr", "parent", "keep", "checkpoint_seconds",
+    "data.source", "data.tokenizer", "data.text_field", "data.vocab",
+)  # fmt: skip
+"""Settings that do not separate families: what a study varies, what changes no numbers, and what data.digest covers."""
 
 DEFAULTS: Mapping[str, Any] = {
+    "optimizer.ratios.input": 1.0,
+    "optimizer.ratios.hidden": 1.0,
+    "optimizer.ratios.output": 1.0,
+    "optimizer.ratios.vector": 1.0,
     "optimizer.momentum": 0.0,
     "optimizer.nesterov": False,
     "optimizer.weight_decay": 0.0,
+    "optimizer.betas": [0.9, 0.95],
+    "optimizer.eps": 1e-8,
     "optimizer.orthogonalize": "newton_schulz",
     "schedule.warmup": 0,
     "schedule.decay": 0.0,
+    "model.kv_heads": None,
+    "model.ffn_width": None,
     "model.placement": "everywhere",
     "model.residual": "identity",
     "model.depth_init": "total",
+    "model.rope_theta": 1e4,
+    "model.norm_eps": 1e-20,
+    "divergence": 3.0,
+    "compile": False,
 }
-"""What a family's name leaves out (the defaults of ``train.config``)."""
-
-WHERE_VARIED = (
-    "model.head_size", "model.kv_heads", "model.ffn_width", "model.context", "model.rope_theta", "model.norm_eps",
-    "data.digest", "data.valid_tokens", "compile",
-)  # fmt: skip
-"""What a family's name mentions only if the runs at hand differ in it."""
+"""What a family's name leaves out (the defaults of ``train.config``); other values of these are mentioned."""
 
 
 def cells(runs: Sequence[Run], loss: str = Metric.LOSS_VALID) -> pl.DataFrame:
@@ -59,6 +71,12 @@ def cells(runs: Sequence[Run], loss: str = Metric.LOSS_VALID) -> pl.DataFrame:
             if row or diverged(run):
                 rows.append(head | {"tokens": tokens, "diverged": not row} | row)
     return _frame(rows)
+
+
+def columns(runs: Sequence[Run]) -> dict[str, np.ndarray]:
+    """``cells`` as arrays by column, as ``disco.fit.fit_table`` takes them; missing numbers are NaN."""
+    table = cells(runs)
+    return {name: table[name].to_numpy() for name in table.columns}
 
 
 def curves(runs: Sequence[Run]) -> pl.DataFrame:
@@ -98,43 +116,44 @@ def layer_norms(run: Run, of: str = "weights") -> pl.DataFrame:
 
 
 def families(runs: Iterable[Run]) -> list[str]:
-    """For each run a readable name of all that separates studies: "scion", "scion, momentum 0.9, ratio hidden 2^-3".
+    """For each run a readable name of all that separates studies: "scion", "scion, ratio hidden 2^-3, momentum 0.9".
 
-    It leaves out width, depth, learning rate, batch, horizon and seed, which a study varies, and default settings.
+    Two runs share it just when their configurations are equal but for ``AXES``. Of ``DEFAULTS`` it mentions what
+    differs from them; of the rest, such as the data, that in which the runs at hand differ.
     """
-    runs = list(runs)
-    varied = [key for key in WHERE_VARIED if len({str(_setting(run, key)) for run in runs}) > 1]
-    return [_family(run, varied) for run in runs]
+    settings = [dict(_flat(run.config)) for run in runs]
+    apart = {*AXES, *DEFAULTS, "optimizer.name"}
+    others = [key for key in dict.fromkeys(key for each in settings for key in each) if key not in apart]
+    varied = [key for key in others if len({str(each.get(key)) for each in settings}) > 1]
+    return [_family(each, varied) for each in settings]
 
 
-def _family(run: Run, varied: Iterable[str]) -> str:
-    name = str(_setting(run, "optimizer.name"))
-    parts = [name]
-    betas = tuple(_setting(run, "optimizer.betas") or ())
-    if name in ("adam", "adamw", "muon") and betas and betas != (0.9, 0.95):
-        parts.append(f"betas {betas[0]:g} {betas[1]:g}")
-    parts += [
-        f"ratio {group} {power(ratio)}"
-        for group, ratio in (_setting(run, "optimizer.ratios") or {}).items()
-        if ratio != 1
-    ]
-    for key, default in DEFAULTS.items():
-        value = _setting(run, key)
-        if value is not None and value != default:
-            parts.append(_said(key, value))
-    return ", ".join([*parts, *(_said(key, _setting(run, key)) for key in varied)])
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted name."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _family(settings: Mapping[str, Any], varied: Iterable[str]) -> str:
+    unusual = [key for key, default in DEFAULTS.items() if settings.get(key, default) != default]
+    return ", ".join([str(settings["optimizer.name"]), *(_said(key, settings.get(key)) for key in (*unusual, *varied))])
 
 
 def _said(key: str, value: Any) -> str:
-    """ "weight decay 0.1", "nesterov", "warmup 2^16", "residual completep"."""
-    word = key.split(".")[-1].replace("_", " ")
+    """ "weight decay 0.1", "nesterov", "warmup 2^16", "ratio hidden 2^-3", "residual completep"."""
+    word = key.replace("ratios.", "ratio ").split(".")[-1].replace("_", " ")
     if isinstance(value, bool):
         return word if value else f"no {word}"
-    if isinstance(value, int) and value > 0:
-        return f"{word} {power(value)}"
     if key == "data.digest":
         return f"data {str(value)[:6]}"
-    return f"{word} {value:.3g}" if isinstance(value, float) else f"{word} {value}"
+    if isinstance(value, list):
+        return f"{word} {' '.join(f'{item:.12g}' for item in value)}"
+    if isinstance(value, int) or word.startswith("ratio"):
+        return f"{word} {exact(value)}"
+    return f"{word} {value:.12g}" if isinstance(value, float) else f"{word} {value}"
 
 
 def horizons(run: Run) -> list[int]:
@@ -143,7 +162,7 @@ def horizons(run: Run) -> list[int]:
     The rule is the trainer's (``runs.horizons``).
     """
     batch, own = run.config["batch"], run.config["horizon"]
-    if _setting(run, "schedule.decay"):
+    if dict(_flat(run.config)).get("schedule.decay"):
         return [own]
     return sorted({own, *powers_of_two(batch, run.config["data"]["valid_tokens"], own)})
 
@@ -210,13 +229,6 @@ def _head(run: Run, name: str) -> dict[str, Any]:
         "batch": config["batch"],
         "lr": optimizer["lr"],
     }
-
-
-def _setting(run: Run, dotted: str) -> Any:
-    value: Any = run.config
-    for key in dotted.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
 
 
 def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import math
 
+UNKNOWN = "–"
+"""Where there is no number."""
 
-def power(value: float) -> str:
-    """A positive number as a power of two: 0.03125 -> "2^-5", 0.0221 -> "2^-5.5"."""
-    return f"2^{round(math.log2(value), 2):g}"
+
+def power(value: float | None, digits: int = 2) -> str:
+    """A positive number as a power of two: 0.03125 -> "2^-5", 0.0221 -> "2^-5.5"; a dash where there is none."""
+    return two_to(math.log2(value), digits) if value is not None and 0 < value < math.inf else UNKNOWN
+
+
+def two_to(log2: float, digits: int = 2) -> str:
+    """The same from the logarithm: -5.5 -> "2^-5.5"; a dash for NaN."""
+    return f"2^{round(log2, digits) + 0.0:g}" if math.isfinite(log2) else UNKNOWN  # + 0.0: no -0
+
+
+def exact(value: float) -> str:
+    """A number such that different ones look different: 1024 -> "2^10", 1536 -> "1,536", 0.3 -> "0.3"."""
+    octaves = round(math.log2(value), 2) if value > 0 else math.nan
+    return two_to(octaves) if math.isclose(2**octaves, value, rel_tol=1e-12) else f"{value:,.12g}"
 
 
 def short(count: float) -> str:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from disco.errors import UserError
+from disco.files import replacing
 from disco.runs.schema import CONFIG, METRICS, SCHEMA_VERSION, SUMMARY, Outcome
 
 
@@ -26,21 +27,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         ValueError: ``content`` holds a number that is not finite.
     """
     text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another output folder") from error
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 class RunWriter:

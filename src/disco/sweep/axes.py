@@ -32,6 +32,9 @@ ALIASES = {
 
 NOT_AXES = {"parent", "keep", "checkpoint_seconds", "data.digest", "data.vocab"}
 
+FARTHEST = 1000
+"""Largest absolute log2 of a learning rate."""
+
 
 @dataclass(frozen=True)
 class Centred:
@@ -47,10 +50,19 @@ class Centred:
     step: float
 
     def values(self, batch: float) -> list[float]:
-        """The learning rates at ``batch`` tokens per step, ascending."""
+        """The learning rates at ``batch`` tokens per step, ascending.
+
+        Raises:
+            ConfigError: no batch, or learning rates that no float can hold.
+        """
+        _above(batch, 0, "batch")
         octave = math.log2(self.step)
-        middle = round((math.log2(self.centre) + self.exponent * math.log2(batch / self.at_batch)) / octave)
-        reach = math.floor(self.octaves / octave + 1e-9)
+        centre = math.log2(self.centre) + self.exponent * (math.log2(batch) - math.log2(self.at_batch))
+        if abs(centre) + self.octaves > FARTHEST:
+            raise ConfigError(
+                f"axes.lr: 2^{centre:g} and {self.octaves:g} octaves around it, at batch {batch:g}, is too far"
+            )
+        middle, reach = round(centre / octave), math.floor(self.octaves / octave + 1e-9)
         return [_power(k * octave) for k in range(middle - reach, middle + reach + 1)]
 
 
@@ -148,7 +160,7 @@ def _range(numbers: Mapping[str, float], where: str) -> tuple[float, ...]:
     _above(first, 0, f"{where}.from")
     if last < first:
         raise ConfigError(f"{where}: to ({last:g}) is below from ({first:g})")
-    count = math.floor(math.log(last / first, step) + 1e-9) + 1
+    count = math.floor((math.log2(last) - math.log2(first)) / math.log2(step) + 1e-9) + 1
     return tuple(_power(math.log2(first) + i * math.log2(step)) for i in range(count))
 
 
@@ -169,7 +181,7 @@ def _numbers(value: Mapping[str, Any], where: str, keys: tuple[str, ...]) -> dic
 def _number(value: Any, where: str) -> float:
     """A number, a power such as "2^-5", or a root such as "sqrt2"."""
     root = re.fullmatch(r"\s*sqrt\(?(\d+)\)?\s*", value) if isinstance(value, str) else None
-    return math.sqrt(float(root[1])) if root else number(value, where)
+    return number(math.sqrt(float(root[1])) if root else value, where)
 
 
 def _above(value: float, limit: float, where: str) -> None:
@@ -189,10 +201,11 @@ def _copy(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _assign(table: dict[str, Any], key: str, value: Any) -> None:
     first, _, rest = key.partition(".")
-    if rest:
-        _assign(table.setdefault(first, {}), rest, value)
-    elif first == "ratios" or not isinstance(value, Mapping):
+    if not rest and (first == "ratios" or not isinstance(value, Mapping)):
         table[first] = value
-    else:  # a table of settings is merged
-        for name, item in value.items():
-            _assign(table.setdefault(first, {}), name, item)
+        return
+    inner = table.setdefault(first, {})
+    if not isinstance(inner, dict):
+        raise ConfigError(f"{first} must be a table for its axes, such as {{ name = ... }}, got {inner!r}")
+    for name, item in {rest: value}.items() if rest else value.items():  # a table of settings is merged
+        _assign(inner, name, item)

@@ -23,6 +23,7 @@ class Snapshot:
     ended: int
     running: int
     diverged: int
+    pruned: int = 0
     failed: int
     tokens: int
     done: int
@@ -30,7 +31,8 @@ class Snapshot:
     seconds_left: float
 
     def __str__(self) -> str:
-        trouble = "".join(f", {n} {word}" for n, word in ((self.diverged, "diverged"), (self.failed, "failed")) if n)
+        counts = {"diverged": self.diverged, "pruned": self.pruned, "failed": self.failed}
+        trouble = "".join(f", {n} {word}" for word, n in counts.items() if n)
         speed = f", {short(self.tokens_per_second)} tokens/s" if math.isfinite(self.tokens_per_second) else ""
         left = f", {duration(self.seconds_left)} left" if self.ended < self.runs else ""
         return f"{self.ended}/{self.runs} runs{trouble}{speed}{left}"

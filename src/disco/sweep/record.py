@@ -1,4 +1,4 @@
-"""What a sweep keeps beside its runs: the plan, and the records of runs that failed. No torch.
+"""What a sweep keeps beside its runs: the plan, and the records of runs that failed or were pruned. No torch.
 
 <out>/study.json   {"schema", "name", "runs": [config, ...]}, rewritten when the study is started again
 <out>/lock         held while the sweep runs
@@ -58,8 +58,8 @@ def tokens_reached(config: TrainConfig, runs: Path) -> int:
     return (read_summary(runs / config.id) or {}).get("tokens", 0)
 
 
-def record_failure(config: TrainConfig, runs: Path, reason: str, **fields: Any) -> None:
-    """Writes the summary of a run that failed, and its configuration if it never started."""
+def record_end(config: TrainConfig, runs: Path, ended: Outcome, reason: str, **fields: Any) -> None:
+    """Writes the summary of a run that failed or was pruned, and its configuration if it never started."""
     with RunWriter(runs / config.id) as writer:
         if not (writer.folder / CONFIG).exists():
             writer.start(
@@ -72,4 +72,4 @@ def record_failure(config: TrainConfig, runs: Path, reason: str, **fields: Any) 
                     "groups": {},
                 }
             )
-        writer.finish(Outcome.FAILED, reason, parent=config.parent, **fields)
+        writer.finish(ended, reason, parent=config.parent, **fields)

@@ -164,20 +164,24 @@ def _branch(
 ) -> tuple[list[TrainConfig], list[TrainConfig]]:
     """Decay branches of the constant-rate runs, and the runs with the checkpoints kept that the branches need.
 
-    A branch from D tokens ends at D / (1 - fraction). Both are made multiples of every batch, so that the fraction is
-    exact and batches are compared at equal tokens.
+    A branch from D tokens ends at D / (1 - fraction). Both are made multiples of every batch, so that batches are
+    compared at equal tokens; the fraction is therefore one of whole numbers up to 100. ``notes`` says what changed.
     """
     if not isinstance(table, Mapping) or set(table) != {"fraction", "at"}:
         raise ConfigError(f'decay is a table such as {{ fraction = 0.25, at = ["2^20"] }}, got {table!r}')
     fraction = number(table["fraction"], "decay.fraction")
-    if not 0 < fraction < 1:
-        raise ConfigError(f"decay.fraction must lie between 0 and 1, got {fraction:g}")
+    exact = Fraction(fraction).limit_denominator(100)
+    if not 0 < exact < 1:
+        raise ConfigError(f"decay.fraction must lie between 0.01 and 0.99, got {fraction:g}")
+    if abs(exact - fraction) > 1e-6:
+        notes.append(f"decay over {exact} of the horizon instead of {fraction:g}, so that all batches divide it")
     given = table["at"] if isinstance(table["at"], list) else [table["at"]]
+    if not given:
+        raise ConfigError("decay.at is an empty list")
     starts = sorted({number(at, "decay.at") for at in given})
     constant = [config for config in configs if not config.schedule.decay]
     if not constant:
         raise ConfigError("decay needs runs at a constant rate, but all have schedule.decay above 0")
-    exact = Fraction(fraction).limit_denominator(100)
     unit = math.lcm(*(config.batch for config in constant))
     before, whole = unit * (exact.denominator - exact.numerator), unit * exact.denominator
     branches = []
@@ -185,8 +189,7 @@ def _branch(
     for at in starts:
         parents = [config for config in constant if before <= at <= config.horizon]
         if not parents:
-            limit = max(config.horizon for config in constant)
-            raise ConfigError(f"decay.at must lie between {before} (a multiple of all batches) and {limit}, got {at:g}")
+            raise ConfigError(_no_parent(at, exact, before, max(config.horizon for config in constant)))
         count = min(round(at / before), *(config.horizon // before for config in parents))
         start, horizon = count * before, count * whole
         if start != at:
@@ -197,6 +200,16 @@ def _branch(
             keep[parent.id].add(start)
     kept = [dataclasses.replace(c, keep=tuple(sorted(keep[c.id]))) if c.id in keep else c for c in configs]
     return kept, branches
+
+
+def _no_parent(at: float, fraction: Fraction, unit: int, longest: int) -> str:
+    """Why no run is at a constant rate up to ``at`` tokens, or up to a multiple of ``unit`` near it."""
+    if unit <= longest:
+        return f"decay.at must lie between {unit} (a multiple of all batches) and {longest}, got {at:g}"
+    return (
+        f"a decay over {fraction} of the horizon begins at a multiple of {unit} tokens, so that all batches divide it, "
+        f"but no run is longer than {longest}; choose a simpler decay.fraction, such as 0.25, or a longer horizon"
+    )
 
 
 def _ordered(configs: list[TrainConfig]) -> list[TrainConfig]:

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from disco.runs.lock import BusyError
 from disco.runs.schema import Outcome
 from disco.train.config import TrainConfig, from_dict
 
@@ -27,8 +26,6 @@ Progress = Callable[[int, int], None]
 Train = Callable[[TrainConfig, Path, Progress], Outcome]
 
 REPORT_SECONDS = 0.5
-ORPHAN_SECONDS = 10.0
-"""How long to wait for the lock of a run that the worker of a killed sweep still holds while it exits."""
 
 
 class StoppedError(Exception):
@@ -80,7 +77,7 @@ def serve(train: Train, commands: BinaryIO, replies: BinaryIO) -> None:
     while message := inbox.next():
         try:
             config: TrainConfig = from_dict(TrainConfig, message["config"])
-            outcome = _patiently(train, config, Path(message["runs"]), _reporter(reply, inbox.stop))
+            outcome = train(config, Path(message["runs"]), _reporter(reply, inbox.stop))
             reply("ended", outcome=str(outcome))
         except StoppedError:
             break
@@ -105,18 +102,6 @@ def _reporter(reply: Callable[..., None], stop: threading.Event) -> Progress:
             reply("progress", step=step, tokens=tokens)
 
     return progress
-
-
-def _patiently(train: Train, config: TrainConfig, runs: Path, progress: Progress) -> Outcome:
-    """Trains; waits a little while the lock of the run is held by an orphan that is about to exit."""
-    deadline = time.monotonic() + ORPHAN_SECONDS
-    while True:
-        try:
-            return train(config, runs, progress)
-        except BusyError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
 
 
 def main() -> None:

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from disco.errors import UserError
 from disco.train.config import TrainConfig, from_dict, to_dict
 
 SECONDS = 0.5
@@ -26,23 +28,24 @@ def tokens_per_second(configs: Sequence[TrainConfig], cache: Path, workers: int)
         configs: runs, their data prepared.
         cache: where their tokens are.
         workers: processes, of one thread each, that do the same at the same time.
+
+    Raises:
+        UserError: a process failed, for example because the data are too short for a batch; with its last line.
     """
     command = [sys.executable, "-m", "disco.train.calibrate", str(cache)]
     environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    processes = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        for _ in range(workers)
-    ]
     request = json.dumps([to_dict(config) for config in configs])
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write(request)
-        process.stdin.close()
-    answers = []
-    for process in processes:
-        assert process.stdout is not None
-        answers.append(json.loads(process.stdout.read()))
-        process.wait()
+
+    def ask(worker: int) -> list[float]:
+        done = subprocess.run(command, input=request, capture_output=True, text=True, env=environment)
+        if done.returncode:
+            why = (done.stderr.strip().splitlines() or [""])[-1]
+            raise UserError(f"the test of this machine's speed failed (exit code {done.returncode}): {why}")
+        speeds: list[float] = json.loads(done.stdout)
+        return speeds
+
+    with ThreadPoolExecutor(workers) as pool:
+        answers = list(pool.map(ask, range(workers)))
     return [sum(speeds) / workers for speeds in zip(*answers, strict=True)]
 
 

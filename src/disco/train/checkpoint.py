@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from disco.errors import UserError
+from disco.files import replacing
 
 LATEST = "latest.pt"
 
@@ -24,17 +24,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write the checkpoint {path}: {error.strerror}; is the disk full?") from error
+    with replacing(path) as file:
+        torch.save(content, file)
 
 
 def load(path: Path) -> dict[str, Any] | None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
+import numbers
 import re
 import types
 import typing
@@ -43,6 +45,13 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _coerce(config: Any) -> None:
+    """Gives every field its declared type, so that 1 and 1.0 are one configuration and have one run id."""
+    cls: type = type(config)
+    for name, kind in _types(cls).items():
+        object.__setattr__(config, name, _convert(kind, getattr(config, name), name))
+
+
 def _positive(**values: float | int | None) -> None:
     for name, value in values.items():
         ok = value is None or (math.isfinite(value) and value > 0)
@@ -70,6 +79,7 @@ class ModelConfig:
     norm_eps: float = 1e-20
 
     def __post_init__(self) -> None:
+        _coerce(self)
         _positive(
             width=self.width, depth=self.depth, head_size=self.head_size, kv_heads=self.kv_heads,
             ffn_width=self.ffn_width, context=self.context, rope_theta=self.rope_theta, norm_eps=self.norm_eps,
@@ -118,6 +128,7 @@ class DataConfig:
     vocab: int = 0
 
     def __post_init__(self) -> None:
+        _coerce(self)
         _require(bool(self.source), "data.source is empty; name a file, a folder or 'corpus'")
         _positive(valid_tokens=self.valid_tokens)
         known = self.tokenizer == "bytes" or self.tokenizer.endswith(".json")
@@ -146,10 +157,12 @@ class OptimizerConfig:
     orthogonalize: Literal["polar_express", "newton_schulz", "svd"] = "newton_schulz"
 
     def __post_init__(self) -> None:
+        _coerce(self)
         _positive(lr=self.lr, eps=self.eps)
         for group, ratio in self.ratios.items():
             _require(group in GROUPS, f"unknown layer group {group!r} in ratios{_hint(group, GROUPS)}")
             _positive(**{f"ratio of {group}": ratio})
+        self._refuse_idle_settings()
         _require(0 <= self.momentum < 1, f"momentum is the weight of the old buffer, in [0, 1), got {self.momentum}")
         _require(not (self.nesterov and self.momentum == 0), "nesterov needs momentum above 0, got momentum=0")
         _require(
@@ -166,6 +179,14 @@ class OptimizerConfig:
         )
         object.__setattr__(self, "ratios", {group: float(self.ratios.get(group, 1.0)) for group in GROUPS})
 
+    def _refuse_idle_settings(self) -> None:
+        """A setting without effect would give equal runs different ids."""
+        steepest, adaptive = ("momentum", "nesterov", "orthogonalize"), ("betas", "eps")
+        used = {"scion": steepest, "muon": steepest + adaptive}.get(self.name, adaptive)
+        for name in steepest + adaptive:
+            fine = name in used or getattr(self, name) == getattr(OptimizerConfig, name)
+            _require(fine, f"{name} has no effect with {self.name}, which has {', '.join(used)}; leave it out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
@@ -177,6 +198,7 @@ class ScheduleConfig:
     """Fraction of the horizon, at its end, over which the rate falls to 0."""
 
     def __post_init__(self) -> None:
+        _coerce(self)
         _require(self.warmup >= 0, f"warmup is a number of tokens, 0 or more, got {self.warmup}")
         _require(0 <= self.decay <= 1, f"decay is a fraction of the horizon in [0, 1], got {self.decay}")
 
@@ -207,6 +229,7 @@ class TrainConfig:
     """torch.compile of the model."""
 
     def __post_init__(self) -> None:
+        _coerce(self)
         _positive(
             batch=self.batch, horizon=self.horizon, divergence=self.divergence,
             checkpoint_seconds=self.checkpoint_seconds,
@@ -270,15 +293,21 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def number(value: Any, where: str) -> float:
-    """A number, or a power written as text: ``"2^-5"``, ``"2**-5.5"``."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:\^|\*\*)\s*\(?(-?\d+(?:\.\d+)?)\)?\s*", value)
-        try:
-            return float(match[1]) ** float(match[2]) if match else float(value)
-        except ValueError:
-            raise ConfigError(f'{where} must be a number such as 0.03 or "2^-5", got {value!r}') from None
-    _require(isinstance(value, int | float) and not isinstance(value, bool), f"{where} must be a number, got {value!r}")
-    return float(value)
+    """A finite number, or a power written as text: ``"2^-5"``, ``"2**-5.5"``.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    try:
+        if isinstance(value, str):
+            match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:\^|\*\*)\s*\(?(-?\d+(?:\.\d+)?)\)?\s*", value)
+            result = float(match[1]) ** float(match[2]) if match else float(value)
+        else:
+            result = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    except (ValueError, ArithmeticError):  # not a number, or one too large for a float
+        result = math.nan
+    _require(math.isfinite(result), f'{where} must be a number such as 0.03 or "2^-5", got {value!r}')
+    return result + 0.0  # no negative zero
 
 
 def from_dict(kind: type, values: Mapping[str, Any], where: str = "") -> Any:
@@ -287,12 +316,19 @@ def from_dict(kind: type, values: Mapping[str, Any], where: str = "") -> Any:
     Raises:
         ConfigError: an unknown key (with the nearest known one), a value of the wrong type, or one that is not valid.
     """
-    _require(isinstance(values, Mapping), f"{where or 'the configuration'} must be a table, got {values!r}")
-    hints = typing.get_type_hints(kind)
-    known = {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+    name = where.rstrip(".") or "the configuration"
+    _require(isinstance(values, Mapping), f"{name} must be a table, got {values!r}")
+    known = _types(kind)
     for key in values:
         _require(key in known, f"unknown key {where + key!r}{_hint(key, known)}")
     return kind(**{key: _convert(known[key], value, where + key) for key, value in values.items()})
+
+
+@functools.cache
+def _types(kind: type) -> dict[str, Any]:
+    """The declared types of a dataclass's fields."""
+    hints = typing.get_type_hints(kind)
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
@@ -306,13 +342,12 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(_convert(arguments[0], item, where) for item in items)
     if dataclasses.is_dataclass(kind):
-        return from_dict(typing.cast(type, kind), value, where + ".")
+        made = isinstance(value, typing.cast(type, kind))
+        return value if made else from_dict(typing.cast(type, kind), value, where + ".")
     if kind is int:
         whole = number(value, where)
-        _require(
-            whole == int(whole) if math.isfinite(whole) else False, f"{where} must be a whole number, got {value!r}"
-        )
-        return int(whole)
+        _require(whole == int(whole), f"{where} must be a whole number, got {value!r}")
+        return int(value if isinstance(value, numbers.Integral) else whole)  # a float is exact to 2^53 only
     if kind is float:
         return number(value, where)
     if origin is not None and issubclass(origin, Mapping):

@@ -13,13 +13,12 @@ The cache (every part of it appears complete or not at all; a lock lets one proc
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from disco.errors import UserError
+from disco.runs.lock import LOCK, locked
 from disco.train import documents
 from disco.train.config import DataConfig, TrainConfig
 
@@ -44,14 +44,18 @@ def prepare(config: DataConfig, cache: Path, source: Sequence[str] = ()) -> Data
     ``source``, if given, takes the place of the configured one.
 
     The digest depends on the text and the tokenizer only, not on where they are. A second call knows the source files
-    by their sizes and times, reads no text, and verifies the checksum of the tokens. Several processes may call it at
-    once, and it may be killed.
+    by their sizes and times, reads no text, and verifies the checksum of the tokens. If ``config.digest`` is given and
+    its tokens are in the cache, the sources need not be there any more. Several processes may call it at once, and it
+    may be killed.
 
     Raises:
         UserError: text or tokenizer that cannot be used (see ``documents``), a cache that cannot be written, or a
             ``config.digest`` that is not the one of this text.
     """
     config = dataclasses.replace(config, source=tuple(source)) if source else config
+    known = _intact(cache / config.digest) if config.digest and not source else None
+    if known is not None:
+        return dataclasses.replace(config, vocab=known.vocab)
     paths = documents.files(config.source)
     coder = _coder_of(config.tokenizer)
     key = _key(config, coder, paths)
@@ -59,7 +63,7 @@ def prepare(config: DataConfig, cache: Path, source: Sequence[str] = ()) -> Data
         found = _find(cache, key)
         if found is None:
             (cache / "sources").mkdir(parents=True, exist_ok=True)
-            with _locked(cache / "lock"):
+            with locked(cache / LOCK, wait=math.inf):
                 found = _find(cache, key) or _build(config, coder, paths, cache, key)
     except OSError as error:
         raise UserError(f"cannot write the cache {cache}: {error.strerror or error}; choose another folder") from None
@@ -183,14 +187,6 @@ def _intact(folder: Path) -> _Tokens | None:
     except (OSError, ValueError, TypeError):
         return None
     return found if digest == found.digest == folder.name else None
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Waits for the lock; the kernel frees it when its holder ends, however it ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _build(config: DataConfig, coder: _Coder, paths: list[Path], cache: Path, key: str) -> _Tokens:

@@ -19,6 +19,7 @@ from torch import Tensor
 from disco._version import __version__
 from disco.groups import init_, param_groups
 from disco.probe import Probe
+from disco.runs.horizons import WINDOW
 from disco.runs.lock import LOCK, locked
 from disco.runs.reader import outcome_so_far
 from disco.runs.schema import CHECKPOINTS, DATA, SCHEMA_VERSION, Metric, Outcome, lr_key
@@ -31,6 +32,9 @@ from disco.train.model import Llama
 from disco.train.schedule import evaluation_points, learning_rate_factor
 
 Progress = Callable[[int, int], None]
+
+ORPHAN_SECONDS = 10.0
+"""How long to wait for the lock of a run that the worker of a killed sweep still holds while it exits."""
 
 DIVERGED_STEPS = 20
 """Steps in a row above the divergence threshold that end a run."""
@@ -48,7 +52,7 @@ def train(config: TrainConfig, runs: Path, progress: Progress | None = None) -> 
         progress: called with (step, tokens) after every step; what it raises ends the training, resumably.
 
     Returns:
-        ``finished``, or ``diverged`` when the loss exploded or was not finite.
+        ``finished``, or ``diverged`` when the training loss exploded, or it or a held-out loss was not finite.
 
     Raises:
         UserError: bad data, a corpus too short for the horizon, an unwritable folder, a damaged checkpoint, or another
@@ -58,7 +62,9 @@ def train(config: TrainConfig, runs: Path, progress: Progress | None = None) -> 
     stream = TokenStream(config.data, runs / DATA, context=config.model.context, seed=config.seed)
     check(config, stream)
     folder = runs / config.id
-    with locked(folder / LOCK, wait=10.0), RunWriter(folder) as writer:
+    with locked(folder / LOCK, wait=ORPHAN_SECONDS), RunWriter(folder) as writer:
+        for unfinished in folder.rglob(".*.tmp"):  # of a process that was killed while it saved
+            unfinished.unlink(missing_ok=True)
         done = outcome_so_far(folder, config.horizon)
         if done:
             return done
@@ -96,7 +102,7 @@ class _State:
     path: float = 0.0
     """Sum of the base learning rates so far."""
     losses: list[float] = field(default_factory=list)
-    """Training losses of the steps since the last evaluation point."""
+    """Training losses of the last 1/64 of the steps so far, and of at least one."""
     alarm: int = 0
     """Steps in a row whose loss was above the divergence threshold."""
     wall: float = 0.0
@@ -155,16 +161,14 @@ class _Run:
         if state.step == 0 and first == 0:
             self._record(with_valid=True)
         while state.step < last:
-            if state.step == first:
-                state.losses.clear()
             loss = self._step()
             state.wall = time.monotonic() - started
             if self._exploded(loss):
-                reason = f"training loss {loss:.4g} at step {state.step}"
-                self._finish(Outcome.DIVERGED, reason)
-                return Outcome.DIVERGED
+                return self._diverged(f"training loss {loss:.4g}")
             if state.step in points and state.step > first:
-                self._record(with_valid=points[state.step].horizon)
+                valid = self._record(with_valid=points[state.step].horizon)
+                if valid is not None and not math.isfinite(valid):
+                    return self._diverged(f"held-out loss {valid:.4g}")
             if state.step in kept:
                 self._save(checkpoint.path_at(self.checkpoints, state.step * config.batch))
             if state.step == last or time.monotonic() - saved_at >= config.checkpoint_seconds:
@@ -183,6 +187,7 @@ class _Run:
             raise
 
     def _step(self) -> float:
+        """One update; returns the loss before it. Where that is not finite, nothing changes."""
         config, state = self.config, self.state
         factor = learning_rate_factor(config, state.step)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
@@ -190,21 +195,24 @@ class _Run:
         tokens, targets = self._tensors(*self.stream.batch(state.step, config.batch))
         self.optimizer.zero_grad()
         loss = self.loss_fn(tokens, targets)
+        value = float(loss.item())
+        if not math.isfinite(value):
+            return value
         loss.backward()
         self.optimizer.step()
-        value = loss.item()
         state.step += 1
         state.path += config.optimizer.lr * factor
         state.losses.append(value)
-        return float(value)
+        del state.losses[: -max(1, state.step // WINDOW)]
+        return value
 
     def _exploded(self, loss: float) -> bool:
         threshold = self.config.divergence * math.log(self.config.data.vocab)
         self.state.alarm = self.state.alarm + 1 if loss > threshold else 0
         return not math.isfinite(loss) or self.state.alarm >= DIVERGED_STEPS
 
-    def _record(self, with_valid: bool) -> None:
-        """Appends the metrics of this step; the training loss is over at most the last 1/64 of the tokens."""
+    def _record(self, with_valid: bool) -> float | None:
+        """Appends the metrics of this step; returns the held-out loss, if it was asked for."""
         state, config = self.state, self.config
         line: dict[str, float] = {
             Metric.STEP: state.step,
@@ -212,17 +220,18 @@ class _Run:
             Metric.PATH: state.path,
             Metric.TIME_WALL: round(state.wall, 3),
         }
-        window = torch.tensor(state.losses[-max(1, state.step // 64) :], dtype=torch.float64)
-        state.losses.clear()
+        window = torch.tensor(state.losses, dtype=torch.float64)
         if len(window):
             line[Metric.LOSS_TRAIN] = float(window.mean())
             line[Metric.LOSS_TRAIN_COUNT] = len(window)
         if len(window) > 1:
             line[Metric.LOSS_TRAIN_STD] = float(window.std())
-        if with_valid:
-            line[Metric.LOSS_VALID] = self._valid_loss()
+        valid = self._valid_loss() if with_valid else None
+        if valid is not None:
+            line[Metric.LOSS_VALID] = valid
         line |= {lr_key(group["group"]): group["lr"] for group in self.optimizer.param_groups}
         self.writer.append(line | self.probe.measure())
+        return valid
 
     @torch.no_grad()
     def _valid_loss(self) -> float:
@@ -258,10 +267,20 @@ class _Run:
 
     def _parent_checkpoint(self) -> dict[str, Any] | None:
         """Where a decay branch starts; None if it was not kept: the run then trains the constant part itself."""
-        if self.config.parent is None:
+        config = self.config
+        if config.parent is None:
             return None
-        folder = self.runs / self.config.parent / CHECKPOINTS
-        return checkpoint.load(checkpoint.path_at(folder, self.config.branch_tokens))
+        folder = self.runs / config.parent / CHECKPOINTS
+        kept = checkpoint.load(checkpoint.path_at(folder, config.branch_tokens))
+        if kept is not None:
+            return kept
+        latest = checkpoint.load(folder / checkpoint.LATEST)
+        at_start = latest is not None and latest["state"]["step"] * config.batch == config.branch_tokens
+        return latest if at_start else None
+
+    def _diverged(self, what: str) -> Outcome:
+        self._finish(Outcome.DIVERGED, f"{what} at step {self.state.step}")
+        return Outcome.DIVERGED
 
     def _finish(self, outcome: Outcome, reason: str = "") -> None:
         state = self.state

@@ -24,7 +24,7 @@ from disco.errors import UserError
 from disco.runs.lock import LOCK, locked
 from disco.runs.schema import DATA, Outcome
 from disco.sweep.progress import Display, Snapshot, display
-from disco.sweep.record import LOG, outcome, record_failure, tokens_reached, write_plan
+from disco.sweep.record import LOG, outcome, record_end, tokens_reached, write_plan
 from disco.sweep.study import Study, check_data, new_tokens
 from disco.train.config import TrainConfig, to_dict
 
@@ -43,6 +43,8 @@ class Result:
 
     finished: int
     diverged: int
+    pruned: int = 0
+    """Decay branches that were not trained because their parent diverged before."""
     failed: dict[str, str] = field(default_factory=dict)
     """Reasons by run id."""
     waiting: int = 0
@@ -207,12 +209,13 @@ class _Sweep:
         return parent is not None and parent.outcome is None
 
     def _give_up_branches(self) -> None:
-        """Records as failed the branches whose parent ended before it reached their beginning."""
+        """Ends the branches whose parent ended before their beginning: pruned if it diverged, which is a result."""
         for job in self._unfinished():
             parent = self.jobs.get(job.config.parent or "")
             if parent is not None and parent.outcome and parent.reached < job.config.branch_tokens:
+                ended = Outcome.PRUNED if parent.outcome == Outcome.DIVERGED else Outcome.FAILED
                 reason = f"parent {job.config.parent} {parent.outcome} before {job.config.branch_tokens} tokens"
-                self._fail(job, reason, parent_outcome=str(parent.outcome))
+                self._give_up(job, ended, reason, parent_outcome=str(parent.outcome))
 
     def _assign(self, workers: int, log: IO[bytes]) -> None:
         """Starts as many workers as there is work for, and gives the idle ones their next run."""
@@ -249,7 +252,7 @@ class _Sweep:
             self._end(job, Outcome(message["outcome"]))
         elif job is not None and event == "failed":
             worker.job, job.running = None, False
-            self._fail(job, message["reason"])
+            self._give_up(job, Outcome.FAILED, message["reason"])
         elif job is not None and event == "stopped":
             worker.job, job.running = None, False
 
@@ -266,9 +269,9 @@ class _Sweep:
         job.reached = tokens_reached(job.config, self.out)
         self.shown.ended(job.config.id, str(ended), reason)
 
-    def _fail(self, job: _Job, reason: str, **fields: Any) -> None:
-        record_failure(job.config, self.out, reason, **fields)
-        self._end(job, Outcome.FAILED, reason)
+    def _give_up(self, job: _Job, ended: Outcome, reason: str, **fields: Any) -> None:
+        record_end(job.config, self.out, ended, reason, **fields)
+        self._end(job, ended, reason)
 
     def _bury(self, worker: _Worker) -> None:
         """A worker died: its run goes back to the others, unless it has killed too many."""
@@ -288,7 +291,7 @@ class _Sweep:
             return
         job.deaths += 1
         if job.deaths >= DEATHS:
-            self._fail(job, f"its worker died {DEATHS} times, last by {how}; see {LOG}")
+            self._give_up(job, Outcome.FAILED, f"its worker died {DEATHS} times, last by {how}; see {LOG}")
         else:
             self.shown.say(f"the worker of run {job.config.id} died ({how}); another one resumes it")
 
@@ -320,6 +323,7 @@ class _Sweep:
             ended=sum(o is not None for o in outcomes),
             running=sum(job.running for job in jobs),
             diverged=outcomes.count(Outcome.DIVERGED),
+            pruned=outcomes.count(Outcome.PRUNED),
             failed=outcomes.count(Outcome.FAILED),
             tokens=sum(job.total for job in jobs),
             done=sum(job.tokens for job in jobs),
@@ -332,6 +336,7 @@ class _Sweep:
         return Result(
             finished=outcomes.count(Outcome.FINISHED),
             diverged=outcomes.count(Outcome.DIVERGED),
+            pruned=outcomes.count(Outcome.PRUNED),
             failed={run: job.reason for run, job in self.jobs.items() if job.outcome == Outcome.FAILED},
             waiting=outcomes.count(None),
             signal=received[0] if received else None,
