@@ -143,6 +143,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     runs, fit = study(write_runs(tmp_path / "runs", batches=(2048,), last=2**17))
     path = tmp_path / "deep" / "report.html"
+    path.parent.mkdir()
     write_report(runs, fit, path)
     first = path.read_bytes()
     write_report(runs, fit, path)

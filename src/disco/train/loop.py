@@ -137,6 +137,7 @@ class _Run:
                 "groups": {group: layers for group, layers in groups.layers().items() if layers},
             }
         )
+        self.checkpoints.mkdir(exist_ok=True)
         saved = checkpoint.load(self.checkpoints / checkpoint.LATEST)
         if saved is not None:
             self.writer.resume(saved["offset"])
