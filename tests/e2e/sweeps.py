@@ -1,7 +1,6 @@
 """Real sweeps of tiny models through the command line, and what is deterministic in their records."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +11,9 @@ from disco.runs.schema import CONFIG, METRICS, SUMMARY, deterministic
 MODEL = "model = { width = 16, depth = 1, head_size = 8, context = 64 }\ndata = { valid_tokens = 1024 }\n"
 
 
-def write_study(path: Path, *lines: str, horizon: int = 2**13) -> Path:
-    """A study of a tiny model on the embedded text, with checkpoints five times a second."""
-    base = f"[base]\nhorizon = {horizon}\nbatch = 256\ncheckpoint_seconds = 0.2\n"
+def write_study(path: Path, *lines: str, horizon: int = 2**13, checkpoint_seconds: float = 0.2) -> Path:
+    """A study of a tiny model on the embedded text, with frequent checkpoints."""
+    base = f"[base]\nhorizon = {horizon}\nbatch = 256\ncheckpoint_seconds = {checkpoint_seconds}\n"
     path.write_text('name = "tiny"\n' + base + MODEL + "\n".join(lines) + "\n")
     return path
 
@@ -54,8 +53,3 @@ def _record(folder: Path) -> tuple[Any, list[bytes], Any]:
     summary.pop("wall", None)
     kept = [json.dumps(deterministic(line), sort_keys=True).encode() for line in lines]
     return json.loads((folder / CONFIG).read_bytes()), kept, summary
-
-
-def written(out: Path) -> int:
-    """Bytes of metrics in all runs; grows while they train."""
-    return sum(os.path.getsize(file) for file in out.glob(f"*/{METRICS}"))
