@@ -95,13 +95,17 @@ def param_groups(
             ``group`` without a ``norm`` brings that group's norm. Later patterns win.
 
     Raises:
-        ValueError: unknown layer group or norm, a pattern that matches nothing, a parameter that does not fit its norm,
+        ValueError: a negative rate or ratio, unknown layer group or norm, a pattern that matches nothing, a parameter that does not fit its norm,
             or a model without trainable parameters.
     """
     ratios = dict(ratios or {})
-    for group in ratios:
+    if not lr >= 0:
+        raise ValueError(f"lr must be 0 or more, got {lr}")
+    for group, ratio in ratios.items():
         if group not in GROUPS:
             raise ValueError(f"unknown layer group {group!r} in ratios; known: {', '.join(GROUPS)}")
+        if not ratio >= 0:
+            raise ValueError(f"the ratio of {group} must be 0 or more, got {ratio}")
     decisions = [_override(decision, overrides or {}) for decision in _decide(model)]
     if not decisions:
         raise ValueError(f"{type(model).__name__} has no trainable parameters")

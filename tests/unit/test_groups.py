@@ -160,6 +160,8 @@ def test_another_group_brings_its_norm() -> None:
     ("arguments", "message"),
     [
         ({"ratios": {"body": 1.0}}, "unknown layer group 'body'"),
+        ({"ratios": {"hidden": -1.0}}, "the ratio of hidden must be 0 or more, got -1.0"),
+        ({"lr": float("nan")}, "lr must be 0 or more, got nan"),
         ({"overrides": {"nothing.*": {"norm": "rms"}}}, "'nothing.\\*' matches no parameter"),
         ({"overrides": {"up.weight": {"norm": "rms"}}}, "parameter up.weight: norm rms is for a vector"),
         ({"overrides": {"up.weight": {"group": "middle"}}}, "unknown layer group 'middle'"),

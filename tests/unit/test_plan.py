@@ -123,3 +123,10 @@ def test_interval_of_the_plan_covers() -> None:
         assert lr.interval is not None
         covered += lr.interval[0] <= 2**-4.4 <= lr.interval[1]
     assert covered >= 36
+
+
+def test_a_run_shorter_than_the_study_is_warned_of() -> None:
+    fit = fit_table(columns(RATES))
+    short, inside = plan(fit, 2**14), plan(fit, 2**20)
+    assert any("shorter than the shortest horizon swept, 2^18 tokens" in note for note in short.warnings)
+    assert not any("shorter" in note for note in inside.warnings)

@@ -10,7 +10,7 @@ import pytest
 from records import GROUPS, config, write
 
 from disco.errors import UserError
-from disco.runs.reader import read_run, read_runs, read_summary
+from disco.runs.reader import outcome_so_far, read_run, read_runs, read_summary
 from disco.runs.schema import CONFIG, METRICS, SUMMARY, Outcome
 
 LINES = [
@@ -146,6 +146,15 @@ def test_a_damaged_summary_leaves_the_run_unfinished(tmp_path: Path) -> None:
     assert found.runs[0].outcome is None
     assert found.problems == (f"{folder / SUMMARY}:1: unknown outcome 'triumph'",)
     assert read_summary(folder) is None
+
+
+def test_a_finished_run_that_lost_its_lines_is_named_and_not_done(tmp_path: Path) -> None:
+    folder = write(tmp_path, config(), LINES, tokens=512)
+    assert outcome_so_far(folder, 512) == Outcome.FINISHED
+    (folder / METRICS).unlink()
+    assert outcome_so_far(folder, 512) is None
+    found = read_runs(tmp_path)
+    assert found.problems == (f"{folder / METRICS}:1: the run is finished but its lines are missing",)
 
 
 def test_finds_runs_at_every_level_and_each_once(tmp_path: Path) -> None:

@@ -189,6 +189,8 @@ def _warnings(fit: StudyFit, family: str, model: str, numbers: Sequence[Estimate
     span = math.log2(horizons[-1].tokens / horizons[0].tokens)
     if octaves > max(span, 1.0):
         warnings.append(f"extrapolated {octaves:.1f} doublings of tokens from a study that spans {span:.1f}")
+    if octaves < -span:
+        warnings.append(f"the run is shorter than the shortest horizon swept, {power(horizons[0].tokens)} tokens")
     batch = numbers[0].value
     grid = sorted({cell.batch for cell in cells})
     if not grid[0] <= batch <= grid[-1]:

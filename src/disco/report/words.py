@@ -17,7 +17,7 @@ from disco.runs.units import power, two_to
 LEGEND = (
     "One row per number of tokens, at the best batch of the grid. In brackets: 90% intervals, as exponents of 2. "
     "Learning rate and norm are vertices of a parabola through the runs around the minimum; “paper” is the norm by the "
-    "recipe of arXiv:2510.03871. A dash: the minimum is not inside the grid, so any number would be made up."
+    "recipe of arXiv:2510.03871. A dash: no minimum can be told, at the edge of the grid or in the noise."
 )
 LOSS_AGAINST_NORM = (
     "Each line is the training loss of one run, smoothed a little; its dot is the held-out loss at the "
@@ -28,7 +28,7 @@ LOSS_AGAINST_NORM = (
 BOWLS = (
     "Each point is a learning rate at this horizon, each curve the parabola fitted around the lowest ones of a batch, "
     "a star its minimum. If the norm transfers over tokens, the star of the lowest bowl sits at the same norm in every "
-    "panel. A ring is the lowest run of a batch whose minimum is not inside the grid. High losses are cut off."
+    "panel. A ring is the lowest run of a batch whose minimum cannot be told. High losses are cut off."
 )
 RULES = (
     "Least squares in logarithms, with batch and tokens counted in tokens; standard errors in parentheses, in units of "
@@ -79,7 +79,7 @@ def transfer(path: Path) -> str:
     found = len(path.norm)
     if found < 2:
         number = "no optimum" if not found else "only one optimum"
-        return f"Whether the optimal norm transfers over {path.axis} is unknown: {number} inside the grids; it takes 3."
+        return f"Whether the optimal norm transfers over {path.axis} is unknown: {number} whose best batch lies inside its grid; it takes 3."
     spread = f"it lies between {two_to(min(path.norm))} and {two_to(max(path.norm))} ({path.condition})"
     test = path.transfer
     if test is None or test.interval is None:

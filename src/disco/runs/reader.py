@@ -148,6 +148,8 @@ def _read(folder: Path) -> tuple[Run | None, list[str]]:
         return None, [f"{folder / CONFIG}:{damage}"]
     summary = _summary(folder, problems)
     metrics = _metrics(folder / METRICS, problems)
+    if summary and summary["outcome"] == Outcome.FINISHED and not metrics:
+        problems.append(f"{folder / METRICS}:1: the run is finished but its lines are missing")
     return Run(folder=folder, summary=summary, metrics=metrics, **head), problems
 
 
@@ -157,15 +159,18 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 
 def outcome_so_far(folder: Path, horizon: int) -> Outcome | None:
-    """How the run in ``folder`` ended; None if it has to train on: it never ended, failed, or stopped short of
-    ``horizon`` tokens.
+    """How the run in ``folder`` ended; None if it has to train on: it never ended, failed, stopped short of ``horizon``
+    tokens, or has lost its metrics.
     """
     summary = read_summary(folder)
     if summary is None or summary["outcome"] == Outcome.FAILED:
         return None
-    if summary["outcome"] == Outcome.FINISHED and summary.get("tokens", 0) < horizon:
+    ended = Outcome(summary["outcome"])
+    if ended == Outcome.FINISHED and summary.get("tokens", 0) < horizon:
         return None
-    return Outcome(summary["outcome"])
+    if ended in (Outcome.FINISHED, Outcome.DIVERGED) and not (folder / METRICS).exists():
+        return None  # its lines were lost: training again says so, or makes them again
+    return ended
 
 
 def _summary(folder: Path, problems: list[str]) -> dict[str, Any] | None:
