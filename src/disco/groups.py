@@ -95,8 +95,8 @@ def param_groups(
             ``group`` without a ``norm`` brings that group's norm. Later patterns win.
 
     Raises:
-        ValueError: a negative rate or ratio, unknown layer group or norm, a pattern that matches nothing, a parameter that does not fit its norm,
-            or a model without trainable parameters.
+        ValueError: a negative rate or ratio, unknown layer group or norm, a pattern that matches nothing, a parameter
+            that does not fit its norm, or a model without trainable parameters.
     """
     ratios = dict(ratios or {})
     if not lr >= 0:

@@ -79,7 +79,8 @@ def transfer(path: Path) -> str:
     found = len(path.norm)
     if found < 2:
         number = "no optimum" if not found else "only one optimum"
-        return f"Whether the optimal norm transfers over {path.axis} is unknown: {number} whose best batch lies inside its grid; it takes 3."
+        found_so_far = f"{number} whose best batch lies inside its grid; it takes 3."
+        return f"Whether the optimal norm transfers over {path.axis} is unknown: {found_so_far}"
     spread = f"it lies between {two_to(min(path.norm))} and {two_to(max(path.norm))} ({path.condition})"
     test = path.transfer
     if test is None or test.interval is None:
