@@ -9,6 +9,7 @@ from torch import Tensor
 
 from disco import norm, polar
 from disco.norms import NORMS, sigma_max
+from disco.spectrum import matrix_statistics
 
 MATRIX = ("one_to_rms", "rms_to_rms", "rms_to_inf", "one_to_inf")
 SHAPES = {name: [(3, 5), (5, 3), (4, 4), (1, 6), (6, 1)] for name in MATRIX}
@@ -152,3 +153,19 @@ def test_bad_arguments() -> None:
         norm("rms").value(torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"a matrix after 0 batch dimensions.*\(2, 3, 4\)"):
         norm("rms_to_rms").lmo(torch.ones(2, 3, 4))
+
+
+def test_statistics_of_a_batch_with_known_spectra() -> None:
+    u = torch.linalg.qr(random((4, 4)))[0]
+    v = torch.linalg.qr(random((6, 4), seed=1))[0]
+    spectra = torch.tensor([[1.0, 1, 1, 1], [8.0, 4, 2, 1]], dtype=torch.float64)
+    batch = torch.stack([u @ torch.diag(s) @ v.T for s in spectra])
+    got = matrix_statistics(batch)
+    torch.testing.assert_close(got["stable_rank"], torch.tensor([4.0, 85 / 64], dtype=torch.float64))
+    torch.testing.assert_close(got["condition_number"], torch.tensor([1.0, 8.0], dtype=torch.float64))
+    share = spectra[1] / 15
+    effective = torch.stack([torch.tensor(4.0, dtype=torch.float64), torch.exp(-(share * share.log()).sum())])
+    torch.testing.assert_close(got["effective_rank"], effective)
+    torch.testing.assert_close(got["rms"], batch.square().mean(dim=(1, 2)).sqrt())
+    with pytest.raises(ValueError, match=r"got shape \(3,\)"):
+        matrix_statistics(torch.ones(3))

@@ -12,6 +12,7 @@ import torch
 from disco import norm, polar
 from disco.norms import sigma_max
 from disco.scion import Scion, constrained
+from disco.spectrum import matrix_statistics
 
 Vectors = dict[str, dict[str, Any]]
 NORM_OF = {"spectral": "rms_to_rms", "embed_sqrt": "one_to_rms", "unembed_sqrt": "rms_to_inf", "bias_rms": "rms"}
@@ -32,6 +33,10 @@ def test_norm_values(vectors: Vectors, name: str) -> None:
             value = norm(ours, layout=layout).value(weight, exact=exact)
             assert float(value) == pytest.approx(expected[theirs], rel=1e-5)
     assert float(norm("one_to_inf", layout=layout).value(weight)) == pytest.approx(d_in * expected["supremum"])
+    statistics = matrix_statistics(weight)
+    named = {"max_abs": "supremum", "frobenius": "frobenius_norm", "rms": "average_entry_size"}
+    for ours in statistics:
+        assert float(statistics[ours]) == pytest.approx(expected[named.get(ours, ours)], rel=1e-5), ours
 
 
 def test_issue_unit_case() -> None:
