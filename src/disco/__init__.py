@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from disco._version import __version__
 
 if TYPE_CHECKING:
+    from disco.distributed.disco import Disco
     from disco.groups import ParamGroups, init_, param_groups
     from disco.norms import OperatorNorm, norm
     from disco.scion import Scion
 
 _HOME = {
+    "Disco": "disco.distributed.disco",
     "OperatorNorm": "disco.norms",
     "ParamGroups": "disco.groups",
     "Scion": "disco.scion",
@@ -22,7 +24,7 @@ _HOME = {
     "param_groups": "disco.groups",
 }
 
-__all__ = ["OperatorNorm", "ParamGroups", "Scion", "__version__", "init_", "norm", "param_groups"]
+__all__ = ["Disco", "OperatorNorm", "ParamGroups", "Scion", "__version__", "init_", "norm", "param_groups"]
 
 
 def __getattr__(name: str) -> Any:

@@ -32,10 +32,13 @@ from typing import ClassVar, Literal, cast, final, get_args
 import torch
 from torch import Generator, Tensor
 
-from disco import polar
+from disco import gram, polar
 from disco.polar import EPS
 
 Layout = Literal["out_in", "in_out"]
+
+LARGE = 2**16
+"""Elements from which a CPU gains nothing from computing several matrices as one batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,8 @@ class OperatorNorm(abc.ABC):
     steps: int = 5
     dtype: torch.dtype | None = None
     """Precision of the orthogonalisation; None: float32 on a CPU, bfloat16 elsewhere, float64 for float64."""
+    fast: bool = False
+    """Orthogonalise by ``gram.orthogonalize``: the same to rounding, with fewer operations."""
 
     name: ClassVar[str]
     matrix_dims: ClassVar[str] = "a matrix"
@@ -86,7 +91,11 @@ class OperatorNorm(abc.ABC):
         for index, gradient in enumerate(gradients):
             batches.setdefault((gradient.shape, gradient.dtype), []).append(index)
         result = list(gradients)
-        for indices in batches.values():
+        for (shape, _), indices in batches.items():
+            if len(indices) == 1 or (shape.numel() > LARGE and gradients[0].device.type == "cpu"):
+                for index in indices:
+                    result[index] = self.lmo(gradients[index])
+                continue
             stacked = torch.stack([gradients[index] for index in indices])
             steps = replace(self, batch_dims=self.batch_dims + 1).lmo(stacked)
             for index, step in zip(indices, steps.unbind(), strict=True):
@@ -128,6 +137,12 @@ class OperatorNorm(abc.ABC):
                 f"norm {self.name} is for {self.matrix_dims} after {self.batch_dims} batch dimensions, "
                 f"got shape {tuple(tensor.shape)}; choose another norm or set batch_dims"
             )
+
+    def as_matrix(self, tensor: Tensor) -> Tensor:
+        """View of a tensor as [batch..., m, n] whichever way it is stored; a vector is a row."""
+        dims = tensor.ndim - self.batch_dims
+        batch = tensor.shape[: self.batch_dims]
+        return tensor.flatten(self.batch_dims + 1) if dims >= 2 else tensor.reshape(*batch, 1, -1)
 
     def _oriented(self, tensor: Tensor) -> Tensor:
         """View of ``tensor`` as [batch..., out, in, ...]."""
@@ -217,27 +232,43 @@ class Rms(OperatorNorm):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Spectral(OperatorNorm):
+class Spectral(OperatorNorm):
     """What matrices and convolutions share: a size factor times the polar factor."""
 
     @property
     def maximum(self) -> float:
         return polar.accuracy(self.orthogonalize, self.steps).maximum
 
-    def _size(self, weight: Tensor) -> float:
-        """value(D) of a D with all singular values 1; the LMO divides by it."""
-        raise NotImplementedError
+    def size(self, shape: Sequence[int]) -> float:
+        """value(D) of a D of this shape with all singular values 1; the LMO divides by it."""
+        at = self.batch_dims
+        out, into, *kernel = shape[at:] if self.layout == "out_in" else (shape[at + 1], shape[at], *shape[at + 2 :])
+        return math.sqrt(into / out) * math.prod(kernel)
+
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """View of a stored tensor as [batch..., d_out, d_in], kernels flattened into d_in."""
+        return self._matrix(self._stored(tensor))
+
+    def unmatrix(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
+        """The inverse of ``matrix`` for a tensor of the stored ``shape``."""
+        at = self.batch_dims
+        stored = shape if self.layout == "out_in" else (*shape[:at], shape[at + 1], shape[at], *shape[at + 2 :])
+        return self._stored(matrix.reshape(stored))
 
     def _matrix(self, tensor: Tensor) -> Tensor:
         return tensor
 
+    def _oriented_size(self, weight: Tensor) -> float:
+        return self.size(self._stored(weight).shape)
+
     def _value(self, weight: Tensor, exact: bool) -> Tensor:
-        return sigma_max(self._matrix(weight), exact=exact) * self._size(weight)
+        return sigma_max(self._matrix(weight), exact=exact) * self._oriented_size(weight)
 
     def _lmo(self, gradient: Tensor) -> Tensor:
         matrix = self._matrix(gradient)
-        factor = polar.orthogonalize(matrix, self.orthogonalize, self.steps, dtype=self.dtype)
-        return factor.reshape(gradient.shape) / self._size(gradient)
+        orthogonalize = gram.orthogonalize if self.fast else polar.orthogonalize
+        factor = orthogonalize(matrix, self.orthogonalize, self.steps, dtype=self.dtype)
+        return factor.reshape(gradient.shape) / self._oriented_size(gradient)
 
     def _init(self, fresh: Tensor, generator: Generator | None) -> Tensor:
         matrix = self._matrix(fresh.normal_(generator=generator))
@@ -245,21 +276,18 @@ class _Spectral(OperatorNorm):
         q, r = torch.linalg.qr(tall)
         q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # makes the distribution uniform (Haar)
         q = q if tall is matrix else q.mT
-        return q.reshape(fresh.shape) / self._size(fresh)
+        return q.reshape(fresh.shape) / self._oriented_size(fresh)
 
 
 @final
-class RmsToRms(_Spectral):
+class RmsToRms(Spectral):
     """RMS input to RMS output: the spectral norm scaled by the shape."""
 
     name = "rms_to_rms"
 
-    def _size(self, weight: Tensor) -> float:
-        return math.sqrt(weight.shape[-1] / weight.shape[-2])
-
 
 @final
-class Conv(_Spectral):
+class Conv(Spectral):
     """A convolution [out, in, kernel...] bounded by the spectral norm of its out x (in * kernel) matrix."""
 
     name = "conv"
@@ -270,10 +298,6 @@ class Conv(_Spectral):
 
     def _matrix(self, tensor: Tensor) -> Tensor:
         return tensor.flatten(self.batch_dims + 1)
-
-    def _size(self, weight: Tensor) -> float:
-        c_out, c_in, *kernel = weight.shape[self.batch_dims :]
-        return math.sqrt(c_in / c_out) * math.prod(kernel)
 
 
 NORMS: dict[str, type[OperatorNorm]] = {kind.name: kind for kind in (OneToRms, RmsToRms, RmsToInf, OneToInf, Rms, Conv)}
@@ -287,6 +311,7 @@ def norm(
     orthogonalize: str = "polar_express",
     steps: int = 5,
     dtype: torch.dtype | None = None,
+    fast: bool = False,
 ) -> OperatorNorm:
     """The operator norm called ``name`` (see the module's table).
 
@@ -301,6 +326,7 @@ def norm(
         orthogonalize=cast(polar.Method, orthogonalize),
         steps=steps,
         dtype=dtype,
+        fast=fast,
     )
 
 

@@ -31,9 +31,9 @@ SIZE_FACTORS: dict[str, Callable[[int, int], float]] = {
 """Named sizes of an orthogonalised update, which replace the factor sqrt(d_out / d_in) of the norm rms_to_rms."""
 
 
-def lmo_state(param: Tensor, *, momentum: float) -> State:
+def lmo_state(param: Tensor, *, momentum: float, dtype: torch.dtype | None = None) -> State:
     """What ``average`` remembers of one parameter: nothing without momentum."""
-    return {"momentum": torch.zeros_like(param)} if momentum else {}
+    return {"momentum": torch.zeros_like(param, dtype=dtype)} if momentum else {}
 
 
 def average(gradient: Tensor, state: State, *, momentum: float, nesterov: bool = False) -> Tensor:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from disco.norms import sigma_max
 from disco.polar import EPS
+
+MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "frobenius": lambda x: torch.linalg.matrix_norm(x),
+    "max_abs": lambda x: x.abs().amax(dim=(-2, -1)),
+    "stable_rank": lambda x: (torch.linalg.matrix_norm(x) / sigma_max(x).clamp_min(EPS)) ** 2,
+}
+"""What else optimizers measure of each matrix in [..., m, n]; see ``matrix_statistics``."""
 
 
 def matrix_statistics(matrix: Tensor) -> dict[str, Tensor]:
