@@ -24,6 +24,7 @@ from disco.distributed.buckets import Cost, Entry, plan
 from disco.distributed.layout import Layout
 from disco.distributed.pipeline import Pipeline
 from disco.distributed.placements import layout_of, plain_layout
+from disco.distributed.reduce import all_reduce
 from disco.distributed.values import Part, Values
 
 Group = dict[str, Any]
@@ -92,16 +93,21 @@ class Disco(NormOptimizer):
             self._replicas, self._buffer_bytes, self._cost = None, None, None
             self._forget()
         super().__setstate__(state)
+        if not self._leaves:
+            self._find_leaves(*self.param_groups)
 
     def add_param_group(self, param_group: Group) -> None:
         """Adds a group after checking it and where its tensors lie, and allocates its state."""
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        for name, param in zip(parameter_names(group, len(self.param_groups) - 1), group["params"], strict=True):
-            try:
-                self._leaves[param] = self._leaf(name, param)
-            except ValueError as error:
-                raise ValueError(f"parameter {name}: {error}") from None
+        self._find_leaves(self.param_groups[-1])
+
+    def _find_leaves(self, *groups: Group) -> None:
+        for group in groups:
+            for name, param in zip(parameter_names(group, [g is group for g in self.param_groups].index(True)), group["params"], strict=True):
+                try:
+                    self._leaves[param] = self._leaf(name, param)
+                except ValueError as error:
+                    raise ValueError(f"parameter {name}: {error}") from None
 
     def _leaf(self, name: str, param: Tensor) -> Leaf:
         if isinstance(param, DTensor):
@@ -196,7 +202,7 @@ class Disco(NormOptimizer):
             dim = separable.summed_dim(operator, average.ndim)
             cutting = leaf.layout.mesh_dims_cutting(() if dim is None else (dim,))
             over.append((sums[param], [cast(ProcessGroup, leaf.groups[i]) for i in cutting]))
-        separable.add_over(over)
+        all_reduce(over)
         for param, (group, average) in work.items():
             operator = self._norm(group)
             direction = separable.lmo(operator, average, sums.get(param), self._leaves[param].layout.shape)

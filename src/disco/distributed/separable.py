@@ -10,9 +10,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from disco.norms import OperatorNorm
 from disco.polar import EPS
@@ -45,19 +43,3 @@ def lmo(operator: OperatorNorm, local: Tensor, sums: Tensor | None, shape: Seque
     length = 1 if dim is None else shape[dim]
     size = 1 / math.sqrt(length) if operator.name == "rms_to_inf" else math.sqrt(length)
     return (local * (size / root)).to(local.dtype)
-
-
-def add_over(sums: Sequence[tuple[Tensor, Sequence[ProcessGroup]]]) -> None:
-    """Adds each tensor over its groups, in place: one all-reduce for all that share a group."""
-    for stage in range(max((len(groups) for _, groups in sums), default=0)):
-        shared: dict[tuple[int, ...], tuple[ProcessGroup, list[Tensor]]] = {}
-        for tensor, groups in sums:
-            if stage < len(groups):
-                key = tuple(dist.get_process_group_ranks(groups[stage]))
-                shared.setdefault(key, (groups[stage], []))[1].append(tensor)
-        for key in sorted(shared):  # in an order that all ranks share
-            group, tensors = shared[key]
-            flat = torch.cat([tensor.flatten() for tensor in tensors])
-            dist.all_reduce(flat, group=group)
-            for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-                tensor.copy_(part.view(tensor.shape))

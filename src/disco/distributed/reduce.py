@@ -1,0 +1,34 @@
+"""All-reduces of many small tensors over several groups, packed. No maths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+SUM, MAX = dist.ReduceOp.SUM, dist.ReduceOp.MAX
+
+
+def all_reduce(
+    tensors: Sequence[tuple[Tensor, Sequence[ProcessGroup]]], op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
+) -> None:
+    """Reduces each tensor over its groups, one after the other, in place.
+
+    All tensors that share a group and a dtype take one collective. The ranks of a group must pass the same tensors in
+    the same order.
+    """
+    for stage in range(max((len(groups) for _, groups in tensors), default=0)):
+        shared: dict[tuple[tuple[int, ...], str], tuple[ProcessGroup, list[Tensor]]] = {}
+        for tensor, groups in tensors:
+            if stage < len(groups):
+                key = (tuple(dist.get_process_group_ranks(groups[stage])), str(tensor.dtype))
+                shared.setdefault(key, (groups[stage], []))[1].append(tensor)
+        for key in sorted(shared):  # in an order that all ranks share
+            group, same = shared[key]
+            flat = torch.cat([tensor.flatten() for tensor in same])
+            dist.all_reduce(flat, op, group=group)
+            for tensor, part in zip(same, flat.split([t.numel() for t in same]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
