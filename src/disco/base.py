@@ -1,4 +1,4 @@
-"""What the optimizers share: parameter groups and their checks, state, light mode and norms. ``Scion`` and ``Disco`` step."""
+"""What ``Scion`` and ``Disco`` share: parameter groups and their checks, state, light mode and norms."""
 
 from __future__ import annotations
 

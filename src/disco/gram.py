@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from disco import polar
-from disco.polar import EPS, Coefficients, Method
+from disco.polar import EPS, Method
 
 Product = Callable[[Tensor, Tensor], Tensor]
 """(A, B) -> A B of two matrices whose product is symmetric."""
@@ -29,6 +29,10 @@ SMALL = 64
 
 PANEL = 128
 """Rows of a panel of a symmetric product; smaller panels lose more speed than they save work."""
+
+
+BAND = 32
+"""Rows of a band of a packed symmetric matrix: few copies, and not many more elements than the triangle has."""
 
 
 def pays(m: int, n: int) -> bool:
@@ -63,10 +67,8 @@ def orthogonalize(
     if x.ndim > 2:  # the products are large: one by one is as fast as a batch, and needs less memory
         return torch.stack([orthogonalize(one, method, steps, dtype=dtype) for one in matrix])
     x = x.mT if m > n else x
-    if uses_gram(m, n, x.dtype):
-        x = factor(symmetric(x, x.mT), method, steps) @ x
-    else:
-        x = _iterate(x, method, steps)
+    gram_form = uses_gram(m, n, x.dtype)
+    x = factor(symmetric(x, x.mT), method, steps) @ x if gram_form else _iterate(x, method, steps)
     return (x.mT if m > n else x).to(matrix.dtype)
 
 
@@ -137,3 +139,27 @@ def symmetric(a: Tensor, b: Tensor) -> Tensor:
         torch.mm(a[start:stop], b[:, :stop], out=out[start:stop, :stop])
         out[:start, start:stop] = out[start:stop, :start].mT
     return out
+
+
+def packed(side: int) -> int:
+    """Elements of a packed symmetric matrix."""
+    return sum((min(start + BAND, side) - start) * min(start + BAND, side) for start in range(0, side, BAND))
+
+
+def pack(matrix: Tensor) -> Tensor:
+    """The lower triangle of a symmetric matrix in bands of rows, each up to its last diagonal entry; flat."""
+    side = matrix.shape[0]
+    return torch.cat([matrix[i : i + BAND, : min(i + BAND, side)].reshape(-1) for i in range(0, side, BAND)])
+
+
+def unpack(flat: Tensor, side: int) -> Tensor:
+    """The inverse of ``pack``."""
+    matrix = flat.new_empty(side, side)
+    at = 0
+    for start in range(0, side, BAND):
+        stop = min(start + BAND, side)
+        size = (stop - start) * stop
+        matrix[start:stop, :stop] = flat[at : at + size].view(stop - start, stop)
+        matrix[:start, start:stop] = matrix[start:stop, :start].mT
+        at += size
+    return matrix

@@ -26,7 +26,7 @@ class World:
         self._workers: list[tuple[Any, Any]] = []
 
     def run(self, function: Callable[..., Any], *args: Any, timeout: float = 120, **kwargs: Any) -> list[Any]:
-        """``function(rank, size, *args, **kwargs)``, a module-level function of a test, on every rank; results by rank."""
+        """``function(rank, size, *args, **kwargs)``, a module-level function of a test, on every rank; by rank."""
         if not self._workers:
             self._start()
         for _, pipe in self._workers:
@@ -73,7 +73,11 @@ def _work(rank: int, size: int, rendezvous: str, pipe: Any) -> None:
 
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size, timeout=datetime.timedelta(seconds=TIMEOUT)
+        "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=size,
+        timeout=datetime.timedelta(seconds=TIMEOUT),
     )
     while True:
         try:

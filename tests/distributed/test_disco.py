@@ -22,10 +22,11 @@ COSTS = {
     "moving is free": Cost(element=0.0, call=0.0, limit=3000),
     "moving is dear": Cost(element=1e5, call=1e9),
 }
+SOME = ["fsdp", "last_dim", "second_dim", "replicated", "ddp"]
 LAYOUTS = {
     1: ["plain"],
-    2: ["plain", "fsdp", "last_dim", "second_dim", "replicated", "ddp"],
-    4: ["fsdp", "last_dim", "second_dim", "replicated", "ddp", "hsdp", "two_dims", "twice", "context", "sub_mesh", "mixed"],
+    2: ["plain", *SOME],
+    4: [*SOME, "hsdp", "two_dims", "twice", "context", "sub_mesh", "mixed"],
 }
 CHAOTIC = {"row", "column"}
 """Of rank one: their singular value is normalised to 1, where the iterations are steep and amplify rounding."""
@@ -163,14 +164,15 @@ def sizes_of(rank: int, size: int) -> tuple[str, int]:
 def test_gram_route_where_the_matrix_is_tall_enough(world):
     text, sent = world(4).run(sizes_of)[0]
     assert text.count("gram on rank") == 4
-    assert sent == 4 * 2 * 3 * (64 * 65 // 2) / 4  # half of what each owner hands out and the others bring, per rank
+    assert sent == 4 * 2 * 3 * gram.packed(64) / 4  # half of what each owner hands out and the others bring, per rank
     assert "imbalance 1.00" in text
 
 
 def missing(rank: int, size: int) -> str:
     place = problems.placements(size)["fsdp"]
     names = ["a", "b"] if rank == 0 else ["b", "a"]
-    groups = [{"params": [torch.nn.Parameter(place(torch.randn(4, 4)))], "names": [n], "norm": "rms_to_rms"} for n in names]
+    params = [torch.nn.Parameter(place(torch.randn(4, 4))) for _ in names]
+    groups = [{"params": [p], "names": [n], "norm": "rms_to_rms"} for p, n in zip(params, names, strict=True)]
     optimizer = disco.Disco(groups)
     for group in groups:
         group["params"][0].grad = place(torch.randn(4, 4))

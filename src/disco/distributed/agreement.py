@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
+from disco.distributed.reduce import all_gather
+
 
 def agree(group: ProcessGroup, lines: Sequence[str], device: torch.device) -> None:
     """Compares ``lines`` over the ranks of the group, all of which must call it.
@@ -20,20 +22,14 @@ def agree(group: ProcessGroup, lines: Sequence[str], device: torch.device) -> No
     ranks = dist.get_process_group_ranks(group)
     text = "\n".join(lines).encode()
     digest = torch.frombuffer(bytearray(hashlib.sha256(text).digest()), dtype=torch.int64).to(device)
-    digests = digest.new_empty(len(ranks) * len(digest))
-    dist.all_gather_into_tensor(digests, digest, group=group)
-    if (digests.view(len(ranks), -1) == digest).all():
+    if (all_gather(digest, group) == digest).all():
         return
-    length = torch.tensor([len(text)], device=device)
-    lengths = length.new_empty(len(ranks))
-    dist.all_gather_into_tensor(lengths, length, group=group)
+    lengths = all_gather(torch.tensor([len(text)], device=device), group).flatten()
     mine = torch.zeros(int(lengths.max()), dtype=torch.uint8, device=device)
     mine[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
-    texts = mine.new_empty(len(ranks) * len(mine))
-    dist.all_gather_into_tensor(texts, mine, group=group)
     plans = [
         bytes(row[:size].tolist()).decode().split("\n")
-        for row, size in zip(texts.view(len(ranks), -1), lengths.tolist(), strict=True)
+        for row, size in zip(all_gather(mine, group), lengths.tolist(), strict=True)
     ]
     for rank, plan in zip(ranks, plans, strict=True):
         for ours, theirs in itertools.zip_longest(plans[0], plan, fillvalue="nothing"):

@@ -1,10 +1,10 @@
-"""Who orthogonalises what, and what moves for it. Pure: shapes, layouts and sizes in, a plan out; every rank makes the same.
+"""Who orthogonalises what, and what moves for it. Pure: shapes and layouts in, a plan out, the same on every rank.
 
 A ``Job`` is one matrix (or a stack of them) to be orthogonalised by its ``seats``. There are three routes:
 
 * whole: one seat gathers the matrix, computes, and hands out the result: 2 m n (1 - 1/S) elements for S shards;
 * gram: nothing but Gram matrices moves. Each shard of a matrix cut along its long side sends the triangle of its own
-  X X^T to the seat, gets the triangle of Q back, and applies it: m (m + 1) (S - 1) elements;
+  X X^T to the seat, gets the triangle of Q back, and applies it: about m^2 (S - 1) elements;
 * team: several seats share a matrix that would take one rank longer than all the rest takes everybody; each has a slab.
 
 The cost of a job is its floating-point operations plus ``Cost.element`` for each element sent. Where replicas hold the
@@ -79,7 +79,7 @@ class Job:
 
     @property
     def triangle(self) -> int:
-        return self.side * (self.side + 1) // 2
+        return gram.packed(self.side)
 
 
 Transfer = tuple[int, int, Box]
@@ -92,9 +92,10 @@ class Plan:
 
     entries: tuple[Entry, ...]
     ranks: tuple[int, ...]
-    local: tuple[Job, ...]
-    """Jobs for which nothing moves."""
+    in_place: tuple[tuple[Job, ...], ...]
+    """Jobs for which nothing moves, in runs that fit in memory."""
     buckets: tuple[tuple[Job, ...], ...]
+    """The others, in runs that move together."""
     load: dict[int, float] = field(hash=False)
     """Floating-point operations by rank."""
 
@@ -140,15 +141,19 @@ class Plan:
 
     def describe(self) -> str:
         """Who computes what, elements sent, operations and imbalance."""
-        lines = [
-            f"{len(self.entries)} parameters on ranks {', '.join(map(str, self.ranks))}: {len(self.local)} jobs where the "
-            f"matrices lie, {sum(map(len, self.buckets))} in {len(self.buckets)} buckets; imbalance {self.imbalance:.2f}"
-        ]
+        ranks = ", ".join(map(str, self.ranks))
+        in_place, moving = sum(map(len, self.in_place)), sum(map(len, self.buckets))
+        head = (
+            f"{len(self.entries)} parameters on ranks {ranks}: {in_place} jobs where the matrices lie, "
+            f"{moving} in {len(self.buckets)} buckets; imbalance {self.imbalance:.2f}"
+        )
+        lines = [head]
         lines += [f"  rank {rank}: {self.load[rank]:.3g} FLOP, sends {self.sent(rank)} elements" for rank in self.ranks]
-        for number, bucket in enumerate((self.local, *self.buckets)):
-            for job in bucket:
+        runs = [(run, "in place") for run in self.in_place]
+        runs += [(bucket, f"bucket {number}") for number, bucket in enumerate(self.buckets)]
+        for jobs, where in runs:
+            for job in jobs:
                 route = "gram" if job.gram else "team" if len(job.seats) > 1 else "whole"
-                where = f"bucket {number - 1}" if number else "in place"
                 seats = ", ".join(str(seat) for seat, _ in job.seats)
                 shape = "x".join(map(str, shape_of(job.box)))
                 lines.append(f"  {self.entries[job.entry].name} {shape}: {route} on rank {seats}, {where}")
@@ -171,8 +176,8 @@ def plan(entries: Sequence[Entry], ranks: Sequence[int], cost: Cost) -> Plan:
             job, entries[job.entry], seats, load, cost
         )
         placed.append(job)
-    local, buckets = _pack(placed, tuple(entries), tuple(ranks), cost)
-    return Plan(tuple(entries), tuple(ranks), local, buckets, load)
+    in_place, buckets = _pack(placed, tuple(entries), tuple(ranks), cost)
+    return Plan(tuple(entries), tuple(ranks), in_place, buckets, load)
 
 
 def holders(layout: Layout, ranks: Sequence[int], box: Box) -> list[int]:
@@ -250,7 +255,7 @@ def _cheapest(index: int, entry: Entry, box: Box, world: int, cost: Cost) -> lis
     def job(row: int, audience: tuple[int, ...], flops: float, gram_route: bool = False) -> Job:
         return Job(index, box, (), (rows[row],), audience, flops, side, gram_route)
 
-    triangle = side * (side + 1) // 2
+    triangle = gram.packed(side)
     q_flops = flops - side * side * long * (1 if cost.halved else 2) - 2 * side * side * long
     options = [
         # each row of ranks for itself
@@ -300,15 +305,15 @@ def _team(
 ) -> Job | None:
     """The job shared by several seats, if that shortens the step; None otherwise."""
     _, outputs, inputs = _sides(entry, job.box)
-    alone = job.gram or entry.batch_dims or entry.steps is None or not cost.allow_gram
-    if alone or len(seats) < 2 or job.flops <= mean:
+    steps = entry.steps
+    if steps is None or job.gram or entry.batch_dims or not cost.allow_gram or len(seats) < 2 or job.flops <= mean:
         return None
     long_dim = entry.out_dim if outputs >= inputs else 1 - entry.out_dim
     extent = job.box[long_dim]
-    symmetric_products = 4 * entry.steps - 3
+    symmetric_products = 4 * steps - 3
 
     def time(size: int) -> float:
-        work = gram.flops(outputs, inputs, entry.steps or 0, gram=True) / size
+        work = gram.flops(outputs, inputs, steps, gram=True) / size
         moved = job.side**2 * (2 + symmetric_products) * (size - 1) / size
         return work + moved * cost.element + (symmetric_products + 1) * cost.call
 
@@ -329,12 +334,11 @@ def _team(
 
 def _pack(
     jobs: list[Job], entries: tuple[Entry, ...], ranks: tuple[int, ...], cost: Cost
-) -> tuple[tuple[Job, ...], tuple[tuple[Job, ...], ...]]:
-    """Jobs for which nothing moves, and the others in buckets of at most ``cost.limit`` elements on any rank."""
+) -> tuple[tuple[tuple[Job, ...], ...], tuple[tuple[Job, ...], ...]]:
+    """Jobs for which nothing moves, and the others, in runs of at most ``cost.limit`` elements on any rank."""
     fresh = Plan(entries, ranks, (), (), {})
-    local: list[Job] = []
-    buckets: list[list[Job]] = []
-    filled: dict[int, int] = {}
+    runs: dict[bool, list[list[Job]]] = {False: [], True: []}
+    filled: dict[bool, dict[int, int]] = {False: {}, True: {}}
     for job in jobs:
         use = dict.fromkeys((rank for rank, _ in job.seats), 0)
         moves = False
@@ -349,15 +353,13 @@ def _pack(
                         moves = True
                         for rank in (source, target):
                             use[rank] = use.get(rank, 0) + volume(box)
-        if not moves and len(job.seats) == 1:
-            local.append(job)
-            continue
+        moves |= len(job.seats) > 1
         for seat, box in job.seats:
             use[seat] += volume(box)
-        if not buckets or any(filled.get(rank, 0) + amount > cost.limit for rank, amount in use.items()):
-            buckets.append([])
-            filled = {}
-        buckets[-1].append(job)
+        if not runs[moves] or any(filled[moves].get(rank, 0) + amount > cost.limit for rank, amount in use.items()):
+            runs[moves].append([])
+            filled[moves] = {}
+        runs[moves][-1].append(job)
         for rank, amount in use.items():
-            filled[rank] = filled.get(rank, 0) + amount
-    return tuple(local), tuple(map(tuple, buckets))
+            filled[moves][rank] = filled[moves].get(rank, 0) + amount
+    return tuple(map(tuple, runs[False])), tuple(map(tuple, runs[True]))

@@ -52,7 +52,7 @@ class Disco(NormOptimizer):
             keep_updates, momentum_dtype: as of ``Scion``.
         replicas: process group whose ranks hold the same plain parameters with the same gradients, such as DDP's; they
             then share the orthogonalisations. None: each rank works on its plain parameters alone.
-        buffer_bytes: bound of what is in flight on a rank at any time; a single matrix may exceed it. None: 32 MiB on a
+        buffer_bytes: bound of what is in flight on a rank at any time; a single matrix may exceed it. None: 16 MiB on a
             CPU, 512 MiB elsewhere.
         cost: what the plan takes into account; None: numbers for the device.
 
@@ -103,7 +103,8 @@ class Disco(NormOptimizer):
 
     def _find_leaves(self, *groups: Group) -> None:
         for group in groups:
-            for name, param in zip(parameter_names(group, [g is group for g in self.param_groups].index(True)), group["params"], strict=True):
+            index = [other is group for other in self.param_groups].index(True)
+            for name, param in zip(parameter_names(group, index), group["params"], strict=True):
                 try:
                     self._leaves[param] = self._leaf(name, param)
                 except ValueError as error:
@@ -138,7 +139,7 @@ class Disco(NormOptimizer):
         self._separable({p: item for p, item in work.items() if p not in spectral})
         for params, pipeline in self._plans(spectral):
             self._run(pipeline, params, spectral)
-        for param, (group, average) in work.items():
+        for param, (group, _) in work.items():
             if self._is_light(group):
                 gradient = cast(Tensor, param.grad)
                 self._in_grad.put(param, gradient.mul_(group["momentum"]), group["momentum"])
@@ -244,8 +245,8 @@ class Disco(NormOptimizer):
             dtype = _wire_dtype(average, self._orthogonalisation["dtype"])
             shared.setdefault((tuple(sorted(self._leaves[param].layout.ranks)), str(dtype)), []).append(param)
         result = []
-        for (ranks, dtype), params in sorted(shared.items(), key=lambda item: item[0]):
-            key = (ranks, dtype, tuple(self._leaves[param].name for param in params))
+        for (ranks, precision), params in sorted(shared.items(), key=lambda item: item[0]):
+            key = (ranks, precision, tuple(self._leaves[param].name for param in params))
             if key not in self._pipelines:
                 self._pipelines[key] = self._pipeline(ranks, params, work)
             result.append((params, self._pipelines[key]))
@@ -277,7 +278,7 @@ class Disco(NormOptimizer):
         cpu = tensor.device.type == "cpu"
         precise = (self._orthogonalisation["dtype"] or polar.working_dtype(tensor)) in (torch.float32, torch.float64)
         wire = _wire_dtype(tensor, self._orthogonalisation["dtype"])
-        budget = self._buffer_bytes or (2**25 if cpu else 2**29)
+        budget = self._buffer_bytes or (2**24 if cpu else 2**29)
         limit = max(1, budget // wire.itemsize // 2)  # two buckets are in flight
         numbers = (500.0, 2e7) if cpu else (5000.0, 1e10)
         return Cost(*numbers, limit=limit, halved=cpu, allow_gram=precise)

@@ -15,6 +15,7 @@ from disco.distributed import exchange
 from disco.distributed.buckets import Job, Plan, Transfer, holders
 from disco.distributed.exchange import Pending
 from disco.distributed.layout import Box, overlap, shape_of
+from disco.distributed.reduce import all_gather
 from disco.norms import OperatorNorm, Spectral
 
 Apply = Callable[[int, list[tuple[tuple[slice, ...], Tensor]]], None]
@@ -50,7 +51,8 @@ class Pipeline:
         """Calls ``apply`` with the LMO of ``tensors``, the local tensors of the entries, as the parts become known."""
         buckets = self.plan.buckets
         there = [self._send(buckets[0], tensors)] if buckets else []
-        self._apply(tensors, self._compute(self.plan.local, tensors, None), apply)
+        for run in self.plan.in_place:
+            self._apply(tensors, self._compute(run, tensors, None), apply)
         pending: list[tuple[Sequence[Job], Pending | None, list[tuple[Job, Box, Tensor]]]] = []
         for number, bucket in enumerate(buckets):
             if number + 1 < len(buckets):
@@ -95,7 +97,7 @@ class Pipeline:
                 if self._rank == seat:
                     receives += [(rank, job.triangle) for rank in self._others(job, job.rows[0])]
                 elif self._mine(job, job.rows[0]):
-                    sends.append((seat, _pack(self._partial(job, tensor))))
+                    sends.append((seat, gram.pack(self._partial(job, tensor))))
                 continue
             for source, target, box in self._moving(self.plan.out(job)):
                 if source == self._rank:
@@ -126,7 +128,7 @@ class Pipeline:
         """(job, box, LMO) of the jobs at which this rank has a seat; of the route gram Q instead of the LMO."""
         received = iter(there.wait() if there is not None else ())
         results: list[tuple[Job, Box, Tensor]] = []
-        alone: dict[OperatorNorm, list[tuple[Job, Tensor]]] = {}
+        alone: dict[Spectral, list[tuple[Job, Tensor]]] = {}
         for job in bucket:
             box = dict(job.seats).get(self._rank)
             if box is None:
@@ -135,7 +137,7 @@ class Pipeline:
             if job.gram:
                 total = self._partial(job, tensor) if self._mine(job, job.rows[0]) else None
                 for _ in self._others(job, job.rows[0]):
-                    part = _unpack(next(received), job.side)
+                    part = gram.unpack(next(received), job.side)
                     total = part if total is None else total.add_(part)
                 assert total is not None
                 results.append((job, box, gram.factor(total, operator.orthogonalize, operator.steps)))
@@ -180,9 +182,7 @@ class Pipeline:
             rows = a.new_zeros(height, job.side)
             mine = a[height * index : height * (index + 1)]
             torch.mm(mine, b, out=rows[: len(mine)])
-            everything = a.new_empty(size * height, job.side)
-            dist.all_gather_into_tensor(everything, rows, group=group)
-            return everything[: job.side]
+            return all_gather(rows, group).flatten(0, 1)[: job.side]
 
         q = gram.factor(total, operator.orthogonalize, operator.steps, product)
         return _narrow(operator, q @ x, block, tall) / operator.size(shape_of(job.box))
@@ -200,7 +200,7 @@ class Pipeline:
         for job in bucket:
             if job.gram:
                 if id(job) in by_job:
-                    packed = _pack(by_job[id(job)][1])
+                    packed = gram.pack(by_job[id(job)][1])
                     sends += [(rank, packed) for rank in self._others(job, job.audience)]
                 elif self._mine(job, job.audience):
                     receives.append((job.seats[0][0], job.triangle))
@@ -227,7 +227,7 @@ class Pipeline:
         for job in bucket:
             if job.gram:
                 if id(job) not in mine and self._mine(job, job.audience):
-                    self._apply(tensors, [(job, job.box, _unpack(next(received), job.side))], apply)
+                    self._apply(tensors, [(job, job.box, gram.unpack(next(received), job.side))], apply)
                 continue
             parts = [
                 (self._slices(job.entry, box), next(received).view(shape_of(box)))
@@ -280,16 +280,3 @@ def _wide(operator: Spectral, shard: Tensor, tall: bool) -> Tensor:
 def _narrow(operator: Spectral, x: Tensor, shard: Tensor, tall: bool) -> Tensor:
     """The inverse of ``_wide``."""
     return operator.unmatrix(x.mT if tall else x, shard.shape)
-
-
-def _pack(symmetric: Tensor) -> Tensor:
-    rows, columns = torch.tril_indices(*symmetric.shape, device=symmetric.device)
-    return symmetric[rows, columns]
-
-
-def _unpack(triangle: Tensor, side: int) -> Tensor:
-    rows, columns = torch.tril_indices(side, side, device=triangle.device)
-    full = triangle.new_empty(side, side)
-    full[rows, columns] = triangle
-    full[columns, rows] = triangle
-    return full

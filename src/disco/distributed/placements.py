@@ -28,8 +28,8 @@ def layout_of(tensor: DTensor) -> Layout:
     rank = dist.get_rank()
     if rank in layout.ranks and tuple(tensor.to_local().shape) != layout.local_shape(rank):
         raise ValueError(
-            f"a DTensor with placements {tensor.placements} on a mesh of {layout.mesh} should be {layout.local_shape(rank)} "
-            f"on rank {rank}, but is {tuple(tensor.to_local().shape)}"
+            f"a DTensor with placements {tensor.placements} on a mesh of {layout.mesh} should be "
+            f"{layout.local_shape(rank)} on rank {rank}, but is {tuple(tensor.to_local().shape)}"
         )
     return layout
 
@@ -44,7 +44,7 @@ def _cut(placement: object, ndim: int) -> Cut | None:
     if isinstance(placement, Replicate):
         return None
     if isinstance(placement, _StridedShard):
-        return Cut(placement.dim % ndim, placement.split_factor)
+        return Cut(placement.dim % ndim, int(placement.split_factor))
     if isinstance(placement, Shard):
         return Cut(placement.dim % ndim)
     raise ValueError(f"placement {placement} is not supported; a parameter must be sharded or replicated")

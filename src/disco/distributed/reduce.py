@@ -1,4 +1,4 @@
-"""All-reduces of many small tensors over several groups, packed. No maths."""
+"""All-reduces of many small tensors over several groups, packed, and gathers. No maths."""
 
 from __future__ import annotations
 
@@ -32,3 +32,10 @@ def all_reduce(
             dist.all_reduce(flat, op, group=group)
             for tensor, part in zip(same, flat.split([t.numel() for t in same]), strict=True):
                 tensor.copy_(part.view(tensor.shape))
+
+
+def all_gather(tensor: Tensor, group: ProcessGroup) -> Tensor:
+    """The tensors of all ranks, of one shape, stacked in the order of the group."""
+    result = tensor.new_empty(dist.get_world_size(group), *tensor.shape)
+    dist.all_gather(list(result.unbind()), tensor, group=group)
+    return result

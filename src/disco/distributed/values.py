@@ -22,6 +22,7 @@ from torch.distributed import ProcessGroup
 from disco.distributed.layout import Box, Layout, overlap, whole
 from disco.distributed.reduce import MAX, SUM, all_reduce
 from disco.norms import OperatorNorm, Spectral
+from disco.spectrum import MEASURES
 
 GRAM = 256
 """Short sides up to this length take the Gram matrix."""
@@ -130,7 +131,7 @@ class Values:
         if not parts:
             return []
         units = [unit for index, part in enumerate(parts) for unit in _units(part, index)]
-        kinds = [which if which in ("frobenius", "max_abs", "stable_rank") else unit.part.operator.name for unit in units]
+        kinds = [which if which in MEASURES else unit.part.operator.name for unit in units]
         sums, maxima = {}, {}
         wanted = {"one_to_rms": "in", "rms_to_inf": "out", "rms": "all", "frobenius": "all", "stable_rank": "all"}
         for i, (unit, kind) in enumerate(zip(units, kinds, strict=True)):
@@ -144,7 +145,7 @@ class Values:
         sigma = dict(zip(spectral, self._sigma_max([units[i] for i in spectral], exact), strict=True))
         values = []
         for i, (unit, kind) in enumerate(zip(units, kinds, strict=True)):
-            batch, outs, ins = unit.sizes
+            _, outs, ins = unit.sizes
             if kind in ("rms_to_rms", "conv"):
                 shape = unit.part.layout.shape
                 size = math.sqrt(ins / outs)
