@@ -1,8 +1,8 @@
-"""``Layout`` holds what DTensor holds: against ``torch.chunk`` on any mesh, and against DTensor and FSDP2 themselves."""
+"""``Layout`` holds what DTensor holds: against ``torch.chunk`` on any mesh, and against DTensor and FSDP2."""
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.distributed.tensor.placement_types import _StridedShard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from disco.distributed import layout as layouts
 from disco.distributed.layout import Cut, Layout
@@ -127,7 +128,11 @@ Held = tuple[Layout, np.ndarray, np.ndarray | None]
 
 
 def held(tensor: DTensor, *, full: bool = True) -> Held:
-    """Its layout, what this rank holds, and the whole as torch gathers it."""
+    """Its layout, what this rank holds, and the whole as torch gathers it.
+
+    Not ``full`` where torch 2.13 cannot: it fails, and on other ranks waits for ever, for strided shards of which the
+    last ranks have none.
+    """
     whole = tensor.detach().full_tensor().numpy() if full else None
     return layout_of(tensor), tensor.detach().to_local().numpy(), whole
 
@@ -171,7 +176,10 @@ SHAPES = [(8, 4, 4), (7, 5, 3), (2, 8, 1), (1, 1, 9), (9, 3, 6)]
 
 def distributed(rank: int, size: int, mesh: tuple[int, ...], placements: list[Any], shapes: list[Any]) -> list[Held]:
     device_mesh = init_device_mesh("cpu", mesh)
-    return [held(distribute_tensor(values(shape), device_mesh, placements)) for shape in shapes]
+    strided = any(isinstance(placement, _StridedShard) for placement in placements)
+    # without a source rank each cuts for itself; scattering strided shards, torch 2.13 insists on even ones
+    tensors = [distribute_tensor(values(shape), device_mesh, placements, src_data_rank=None) for shape in shapes]
+    return [held(tensor, full=not strided) for tensor in tensors]
 
 
 @pytest.mark.parametrize(
@@ -206,10 +214,11 @@ def parallel(rank: int, size: int, mesh: tuple[int, ...], hidden: int, dim: int)
         mesh=device_mesh[names[:-1]],
         shard_placement_fn=lambda param: Shard(min(dim, param.ndim - 1)) if param.shape[-1] % 4 == 0 else Shard(0),
     )
-    return {name: (str(param.placements), held(param)) for name, param in model.named_parameters()}
+    params = model.named_parameters()
+    return {name: (str(param.placements), held(param, full=hidden > 2)) for name, param in params}
 
 
-@pytest.mark.parametrize("hidden", [1, 2, 3, 5, 6, 7, 8, 9, 13])
+@pytest.mark.parametrize("hidden", [2, 3, 5, 6, 7, 8, 9, 13])
 def test_fully_shard_over_tensor_parallel_layers(world, hidden):
     """Torch 2.13: tensor parallelism cuts first, FSDP2 then cuts what each tensor rank has, and calls it strided."""
     model, results = Layers(4, hidden), world(4).run(parallel, (2, 2), hidden, 0)
@@ -225,6 +234,81 @@ def test_fully_shard_over_tensor_parallel_layers(world, hidden):
     up = {rank: by_name["up.weight"][1][1].shape[0] for rank, by_name in enumerate(results)}
     halves = [-(-hidden // 2), hidden // 2]  # of the tensor ranks; rank = 2 data + tensor
     assert up == {0: -(-halves[0] // 2), 1: -(-halves[1] // 2), 2: halves[0] // 2, 3: halves[1] // 2}
+
+
+def fewer_columns_than_ranks(rank: int, size: int) -> tuple[Layout, tuple[int, ...], str]:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("shard", "tensor"))
+    model = Layers(4, 1)
+    parallelize_module(model, mesh["tensor"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    fully_shard(model, mesh=mesh["shard"])
+    try:
+        layout_of(model.down.weight)
+        message = ""
+    except ValueError as error:
+        message = str(error)
+    return layout_of(model.up.weight), tuple(model.down.weight.to_local().shape), message
+
+
+def test_fully_shard_over_fewer_columns_than_tensor_ranks(world):
+    """Torch 2.13 makes an empty shard (0, 0) where its placements say (2, 0)."""
+    for rank, (up, down, message) in enumerate(world(4).run(fewer_columns_than_ranks)):
+        assert [piece.box for piece in up.pieces(rank)] == ([((0, 1), (0, 4))] if rank == 0 else [])
+        assert down == ((2, 1) if rank % 2 == 0 else (0, 0))
+        assert (f"should be (2, 0) on rank {rank}, but is (0, 0)" in message) == (rank % 2 == 1)
+
+
+@pytest.fixture
+def fake_world() -> Iterator[Any]:
+    """Makes this process rank r of n that are not there: collectives do nothing."""
+
+    def join(rank: int, size: int) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
+
+    yield join
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("mesh", "length"), [((4, 2), 9), ((8, 2), 50257)])
+def test_strided_shards_that_are_not_what_they_say_are_refused_on_all_ranks(fake_world, mesh, length):
+    """Fully sharded over tensor parallel in reality: torch.chunk of torch.chunk. Its placements say otherwise."""
+    size, shapes = math.prod(mesh), []
+    for rank in range(size):
+        fake_world(rank, size)
+        device_mesh = init_device_mesh("cpu", mesh, mesh_dim_names=("shard", "tensor"))
+        model = nn.Linear(1, length, bias=False)
+        parallelize_module(model, device_mesh["tensor"], ColwiseParallel(), src_data_rank=None)
+        fully_shard(model, mesh=device_mesh["shard"])
+        assert str(model.weight.placements) == "(_StridedShard(dim=0, sf=2), Shard(dim=0))"
+        shapes.append(model.weight.to_local().shape[0])
+        with pytest.raises(ValueError, match=f"dimension of {length} to a multiple of 2"):
+            layout_of(model.weight)
+    tensor = Layout((length,), (0, 1), (2,), (Cut(0),))
+    wanted = [
+        Layout(tensor.local_shape(rank % 2), tuple(range(mesh[0])), (mesh[0],), (Cut(0),)).local_shape(rank // 2)[0]
+        for rank in range(size)
+    ]
+    assert shapes == wanted
+    described = Layout((length,), tuple(range(size)), mesh, (Cut(0, 2), Cut(0)))
+    assert shapes != [described.local_shape(rank)[0] for rank in range(size)]
+
+
+@pytest.mark.parametrize(("mesh", "length"), [((4, 2), 10), ((8, 2), 50258), ((2, 4), 9)])
+def test_strided_shards_of_large_meshes(fake_world, mesh, length):
+    size = math.prod(mesh)
+    for rank in range(size):
+        fake_world(rank, size)
+        device_mesh = init_device_mesh("cpu", mesh, mesh_dim_names=("shard", "tensor"))
+        model = nn.Linear(1, length, bias=False)
+        with torch.no_grad():
+            model.weight.copy_(values((length, 1)))
+        parallelize_module(model, device_mesh["tensor"], ColwiseParallel(), src_data_rank=None)
+        fully_shard(model, mesh=device_mesh["shard"])
+        layout, local = layout_of(model.weight), model.weight.detach().to_local()
+        for piece in layout.pieces(rank):
+            assert torch.equal(local[piece.within(piece.box)], values((length, 1))[slices(piece.box)])
+        assert sum(layouts.volume(piece.box) for piece in layout.pieces(rank)) == local.numel()
 
 
 @pytest.mark.parametrize(
