@@ -8,14 +8,15 @@ and gradients for all, float32, one thread in each process, each optimizer in pr
 documentation names; replicas that do not share the work cost what one process does and are left out.
 
 How it is measured: all optimizers of a layout and number of ranks are alive at a time and step in turn while the others
-idle, in ``--rounds`` rounds after three steps to warm up. CPU time is ``time.process_time``; wall time starts after a
+idle, in ``--rounds`` rounds after two steps to warm up. CPU time is ``time.process_time``; wall time starts after a
 barrier; of both the largest of the ranks counts. "ms" is the minimum over rounds. "x best" and "x floor" are medians
 over rounds of the ratio, within a round, to the best peer (the one with the least CPU time) and to the floor: the
-matrix products of the standard quintic alone, spread over the ranks (``problem.floor``). torch.compile is off.
+matrix products of the standard quintic alone, spread over the ranks (``problem.floor``). torch.compile is off unless
+``--compile``; on a CPU it brings little but to dion, and not every peer can do it.
 
-* extra: peak of tensor memory during a step beyond parameters, gradients and optimizer state, over the bytes of this
-  rank's parameters, the largest of the ranks. Buffers kept between steps count. From the profiler's events of torch's
-  allocator, which sees what operators and gloo take there, but not the packing buffers of BLAS.
+* extra: peak of resident memory during a step beyond parameters, gradients and optimizer state, over the bytes of this
+  rank's parameters, the largest of the ranks; in processes of its own (``counters.extra_memory``). Buffers kept between
+  steps count. Good to 1 MB, so not for ``--small``.
 * sent: elements that leave a rank in a step, in millions, the largest of the ranks; ``counters.SentElements`` has the
   convention.
 * error: ||D - U V^T|| / ||U V^T|| (Frobenius) of the first update D, its documented scale and learning rate divided out
@@ -41,8 +42,8 @@ MODEL, SMALL = {"layers": 8, "width": 512}, {"layers": 2, "width": 128}
 HEADER = ("optimizer", "CPU ms", "x best", "x floor", "wall ms", "x best", "extra", "sent M", "error")
 LOG = 4000
 """Characters kept of what a failed optimizer wrote to standard error."""
-WARM_UP = 3
-"""Steps that building takes before the first round."""
+WARM_UP = 2
+"""Steps before the first round."""
 
 
 def adapter(name: str) -> Any:
@@ -50,15 +51,17 @@ def adapter(name: str) -> Any:
     return importlib.import_module(f"peers.{ADAPTERS[name]}")
 
 
-def run(cases: Sequence[Case], folders: Mapping[str, str], rounds: int, **config: Any) -> None:
-    """Builds the cases one after the other, lets them step in turn, and ends them."""
+def run(cases: Sequence[Case], rounds: int, config: Mapping[str, Any]) -> None:
+    """Measures the cases one after the other, then lets them step in turn, and ends them."""
     try:
         for case in cases:
-            case.start(folders=folders, **config)
+            case.measure(config)
+        for case in cases:
+            case.build(config, WARM_UP)
         for index in range(rounds):
             turn = index % len(cases)
             for case in [*cases[turn:], *cases[:turn]]:
-                case.step(WARM_UP + index)
+                case.step(index + 1)
     finally:
         for case in cases:
             case.stop()
@@ -86,7 +89,7 @@ def rows(cases: Sequence[Case]) -> list[dict[str, Any]]:
         module = adapter(case.name)
         row = {"name": case.name, "how": module.LAYOUTS[case.layout], "settings": module.SETTINGS}
         if case.failure is not None:
-            row |= {"failure": case.failure, "log": case.log()[-LOG:]}
+            row |= {"failure": case.failure, "log": case.log[-LOG:]}
         else:
             row |= {
                 "cpu_ms": 1e3 * min(case.seconds["cpu"]),
@@ -96,7 +99,7 @@ def rows(cases: Sequence[Case]) -> list[dict[str, Any]]:
                 "cpu_over_floor": ratio(case, floor, "cpu"),
                 "polar_error": case.errors,
                 "seconds": case.seconds,
-                **case.built,
+                **case.costs,
             }
         result.append(row)
     return sorted(result, key=lambda row: row.get("cpu_ms", float("inf")))
@@ -167,6 +170,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--layouts", nargs="+", choices=["single", "ddp", "fsdp"], default=["single", "ddp", "fsdp"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="2 layers of width 128: seconds, for tests")
+    parser.add_argument("--compile", action="store_true", help="time peers with torch.compile where they use it")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds that an answer may take")
     parser.add_argument("--json", type=Path, help="file for all results")
     options = parser.parse_args()
@@ -186,9 +190,10 @@ def main() -> None:
     left_out = [name for name in options.only or ADAPTERS if name not in names]
     if left_out:
         print(f"no checkout given, left out: {', '.join(left_out)}")
-    config = {**(SMALL if options.small else MODEL), "small": options.small, "timeout": options.timeout}
+    config = {**(SMALL if options.small else MODEL), "folders": folders}
+    config |= {key: getattr(options, key) for key in ("small", "compile", "timeout")}
     record: dict[str, Any] = {
-        "settings": {**config, "rounds": options.rounds, "optimizers": names},
+        "settings": {**config, "folders": sorted(folders), "rounds": options.rounds, "optimizers": names},
         "machine": {
             "cpus": os.cpu_count(),
             "torch": torch.__version__,
@@ -201,7 +206,7 @@ def main() -> None:
             if (layout == "single") != (ranks == 1):
                 continue
             cases = [Case(name, layout, ranks) for name in names if layout in adapter(name).LAYOUTS]
-            run(cases, folders, options.rounds, **config)
+            run(cases, options.rounds, config)
             results = rows(cases)
             best = best_peer(cases)
             print(f"\n{layout}, {ranks} rank{'s' * (ranks > 1)}; best peer: {best.name if best else 'none'}")

@@ -12,9 +12,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 BENCHMARKS = Path(__file__).resolve().parent.parent
+
+
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+MEASURING = {"TORCHDYNAMO_DISABLE": "1", "MALLOC_MMAP_THRESHOLD_": str(2**16)}
+"""Environment of processes whose memory is measured: what is freed leaves the process."""
 
 
 class Failed(Exception):  # noqa: N818 - it is a result, shown in the table
@@ -32,43 +37,58 @@ class Case:
     layout: str
     ranks: int
     failure: str | None = None
-    built: dict[str, Any] = field(default_factory=dict)
+    log: str = ""
+    """Standard error of all ranks, after a failure."""
+    costs: dict[str, Any] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"cpu": [], "wall": []})
     _processes: list[subprocess.Popen[str]] = field(default_factory=list)
-    _logs: list[IO[str]] = field(default_factory=list)
+    _folder: tempfile.TemporaryDirectory[str] | None = None
+    _timeout: float = 0.0
 
-    def start(self, *, folders: Mapping[str, str], timeout: float, **config: Any) -> None:
-        """Starts the processes and builds the optimizer; fills ``built`` and ``errors``."""
-        self._timeout = timeout
-        environment = os.environ | {"PYTHONPATH": str(BENCHMARKS), "TORCHDYNAMO_DISABLE": "1"}
-        environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        with tempfile.TemporaryDirectory() as folder:
-            config |= {"name": self.name, "layout": self.layout, "ranks": self.ranks, "folders": dict(folders)}
-            config |= {"timeout": timeout, "rendezvous": str(Path(folder) / "rendezvous")}
-            for rank in range(self.ranks):
-                self._logs.append(tempfile.TemporaryFile("w+"))  # noqa: SIM115 - lives as long as the process
-                command = [sys.executable, "-m", "peers.worker", json.dumps(config | {"rank": rank})]
-                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._logs[-1]}
-                self._processes.append(subprocess.Popen(command, env=environment, text=True, **pipes))
-            ranks = self.tell("build")
-        if ranks:
-            self.built = {key: max(rank[key] for rank in ranks) for key in ranks[0] if key.endswith("_bytes")}
-            self.built["extra"] = max(rank["extra_bytes"] / rank["parameter_bytes"] for rank in ranks)
-            self.built["sent_by_rank"] = [sum(rank["sent"].values()) for rank in ranks]
-            self.built["sent"] = max(self.built["sent_by_rank"])
-            self.built["sent_by_operation"] = ranks[0]["sent"]
-            self.built["collectives"] = sum(ranks[0]["collectives"].values())
-            self.errors = (self.tell("errors") or [{}])[0]
+    def measure(self, config: Mapping[str, Any]) -> None:
+        """Fills ``costs`` and ``errors``, in processes that end with it."""
+        self._start(config, MEASURING)
+        errors, ranks = self._tell("errors"), self._tell("costs")
+        if errors and ranks:
+            self.errors = errors[0]
+            sent = [sum(rank["sent"].values()) for rank in ranks]
+            self.costs = {key: max(rank[key] for rank in ranks) for key in ranks[0] if key.endswith("_bytes")} | {
+                "extra": max(rank["extra_bytes"] / rank["parameter_bytes"] for rank in ranks),
+                "sent": max(sent),
+                "sent_by_rank": sent,
+                "sent_by_operation": ranks[0]["sent"],
+                "collectives": ranks[0]["collectives"],
+            }
+        self.stop()
+
+    def build(self, config: Mapping[str, Any], steps: int) -> None:
+        """Starts the processes that ``step`` speaks to; ``steps`` are taken to warm up."""
+        self._start(config, {"TORCHDYNAMO_DISABLE": "0" if config["compile"] else "1"})
+        self._tell("build", steps)
 
     def step(self, seed: int) -> None:
         """One step with the gradients of ``seed``."""
-        ranks = self.tell("step", seed)
+        ranks = self._tell("step", seed)
         if ranks:
             for kind, values in self.seconds.items():
                 values.append(max(rank[kind] for rank in ranks))
 
-    def tell(self, *command: Any) -> list[dict[str, Any]] | None:
+    def _start(self, config: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+        if self.failure is not None:
+            return
+        self._timeout = config["timeout"]
+        environment = os.environ | ONE_THREAD | {"PYTHONPATH": str(BENCHMARKS)} | environment
+        self._folder = tempfile.TemporaryDirectory()
+        own = {"name": self.name, "layout": self.layout, "ranks": self.ranks}
+        own["rendezvous"] = str(Path(self._folder.name) / "rendezvous")
+        for rank in range(self.ranks):
+            command = [sys.executable, "-m", "peers.worker", json.dumps({**config, **own, "rank": rank})]
+            with self._log(rank).open("w") as log:
+                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+                self._processes.append(subprocess.Popen(command, env=environment, text=True, **pipes))
+
+    def _tell(self, *command: Any) -> list[dict[str, Any]] | None:
         """Gives a command to all ranks and waits for their answers; None, and the processes ended, on any failure."""
         if self.failure is not None:
             return None
@@ -80,6 +100,7 @@ class Case:
             return self._answers()
         except (Failed, BrokenPipeError) as failed:
             self.failure = str(failed) or "its process ended"
+            self.log = "\n".join("\n".join(self._lines(rank)) for rank in range(self.ranks))
             self.stop()
             return None
 
@@ -102,20 +123,21 @@ class Case:
                     raise Failed(answers[rank]["error"])
         return [answers[rank] for rank in range(self.ranks)]
 
+    def _log(self, rank: int) -> Path:
+        assert self._folder is not None
+        return Path(self._folder.name) / f"{rank}.log"
+
     def _lines(self, rank: int) -> list[str]:
         """What a rank wrote to standard error."""
-        self._logs[rank].seek(0)
-        lines = self._logs[rank].read().splitlines()
-        return [line for line in lines if line.strip() and not line.startswith("USDT")]
-
-    def log(self) -> str:
-        """Standard error of all ranks."""
-        return "\n".join("\n".join(self._lines(rank)) for rank in range(len(self._logs)))
+        return [line for line in self._log(rank).read_text().splitlines() if line.strip()]
 
     def stop(self) -> None:
         """Ends the processes."""
         for process in self._processes:
             process.kill()
         for process in self._processes:
-            process.wait()
+            process.communicate()
         self._processes = []
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None

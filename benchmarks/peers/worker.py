@@ -13,7 +13,6 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,9 +20,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from peers import ADAPTERS, Built, World, problem
-from peers.counters import SentElements, peak_memory, state_bytes
-
-WARM_UP_SEEDS = (0, 1, 2)
+from peers.counters import SentElements, extra_memory, state_bytes
 
 
 class Worker:
@@ -32,36 +29,37 @@ class Worker:
     def __init__(self, config: dict[str, Any], world: World) -> None:
         self._config, self._world = config, world
         self._adapter = importlib.import_module(f"peers.{ADAPTERS[config['name']]}")
-        self._step: Callable[[], Any] = lambda: None
+        shapes = problem.model_shapes(config["layers"], config["width"])
+        self._weights = problem.place(shapes, world)
+        problem.set_gradients(self._weights, seed=0)
 
-    def build(self) -> dict[str, Any]:
-        """Bytes of parameters and state, extra memory of a step in bytes, elements sent in a step; all of this rank."""
-        shapes = problem.model_shapes(self._config["layers"], self._config["width"])
-        self._weights = problem.place(shapes, self._world)
-        problem.set_gradients(self._weights, WARM_UP_SEEDS[0])
-
-        def build() -> tuple[Callable[[], Any], Built]:
-            built = self._build(self._weights, lr=1e-3)
-            return built.step, built
-
-        (self._step, built), peak = peak_memory(build)
+    def costs(self) -> dict[str, Any]:
+        """Bytes of parameters and of extra memory, and elements sent in a step by operation; all of this rank."""
+        extra = extra_memory(lambda: self._build(self._weights, lr=1e-3))
+        built = self._build(self._weights, lr=1e-3)
         with SentElements() as sent:
-            self._step()
-        state = state_bytes(built.optimizers)
+            built.step()
         return {
             "parameter_bytes": sum(problem.local(weight.param).nbytes for weight in self._weights),
-            "state_bytes": state,
-            "extra_bytes": peak - state,
+            "state_bytes": state_bytes(built.optimizers),
+            "extra_bytes": extra,
             "sent": dict(sent.elements),
             "collectives": dict(sent.calls),
         }
+
+    def build(self, steps: int) -> dict[str, Any]:
+        """Nothing; builds what ``step`` times, and takes ``steps`` to warm up."""
+        self._built = self._build(self._weights, lr=1e-3)
+        for _ in range(steps):
+            self._built.step()
+        return {}
 
     def step(self, seed: int) -> dict[str, float]:
         """CPU and wall seconds of one step, all ranks starting together."""
         problem.set_gradients(self._weights, seed)
         problem.barrier()
         cpu, wall = time.process_time(), time.perf_counter()
-        self._step()
+        self._built.step()
         return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
 
     def errors(self) -> dict[str, float]:

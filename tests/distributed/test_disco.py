@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import cases
 import problems
 import pytest
 import torch
@@ -214,3 +215,78 @@ def test_copies_step_like_the_original():
     other.step()
     for param, theirs in zip(layer.parameters(), twin.parameters(), strict=True):
         assert torch.equal(param, theirs)
+
+
+def errors_under(
+    rank: int, size: int, layout: str, problem: problems.Problem, idle: list[str], options: dict[str, Any]
+) -> dict[str, float]:
+    """Error of what this rank holds of each update, relative to the whole update of ``Scion`` on one process."""
+
+    def place(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return cases.distribute(tensors, layout, size)
+
+    wanted = cases.updates(disco.Scion, problem, idle=idle, **options)
+    replicas = dist.group.WORLD if layout == "ddp" else None
+    found = cases.updates(disco.Disco, problem, place, idle=idle, replicas=replicas, **options)
+    return cases.errors(found, wanted, place)
+
+
+@pytest.mark.parametrize(("size", "layout"), [(size, name) for size in cases.LAYOUTS for name in cases.LAYOUTS[size]])
+@pytest.mark.parametrize(("method", "count"), METHODS)
+def test_update_under_the_layouts_of_parallel_training(world, size, layout, method, count, request):
+    """Every other parameter has no gradient in every other step."""
+    if not request.config.getoption("--full") and method in ("svd", "polar_sharp"):
+        pytest.skip("full form: scripts/test --all")
+    well_posed = method in ("svd", "newton_schulz")
+    problem = [case for case in problems.EVERY_KIND if case[0] not in CHAOTIC or well_posed]
+    shapes = {name: shape for name, shape, _ in problem}
+    idle = [name for name, _, _ in problem][::2]
+    options = {"orthogonalize": method, "steps": count}
+    by_rank = world(size).run(errors_under, layout, problem, idle, options)
+    assert {name for found in by_rank for name in found} == set(shapes)
+    for found in by_rank:
+        for name, error in found.items():
+            assert error <= tolerance(name, shapes[name], method), (name, found)
+
+
+@st.composite
+def some_parallel_training(draw, size):
+    """(layout, problem, parameters that pause, settings): any shapes, uneven, empty, 1 x n and n x 1, and groups."""
+    problem, _ = draw(some_problem())
+    groups = []
+    for name, shape, group in problem:
+        group = dict(group)
+        group["weight_decay"] = draw(st.sampled_from([0.0, 0.1]))
+        group["nesterov"] = draw(st.booleans())
+        group["momentum"] = draw(st.sampled_from([0.0, 0.9]))
+        if group["norm"] == "rms_to_rms" and group["rule"] == "lmo":
+            group["scale"] = draw(st.sampled_from([1.0, 0.5, "max_spectral", "match_adamw_rms", "unit"]))
+            out = group.get("batch_dims", 0) + (group["layout"] == "in_out")
+            if shape[out] > 1:
+                first = draw(st.integers(1, shape[out] - 1))
+                group["split"] = draw(st.sampled_from([(), (first, shape[out] - first), shape[out]]))
+        groups.append((name, shape, group))
+    # not where the iterations are steep: at the singular value 1 of a matrix of rank one (see CHAOTIC)
+    settings = {"orthogonalize": draw(st.sampled_from(["svd", "newton_schulz"]))}
+    idle = [name for name, _, _ in groups if draw(st.booleans())]
+    if len(idle) == len(groups):
+        idle.pop()
+    layouts = [name for name in cases.LAYOUTS[size] if name != "pp" or len(groups) > 1]  # each stage has something
+    return draw(st.sampled_from(layouts)), groups, idle, settings
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_any_parallel_training(world, size, request):
+    @settings(
+        max_examples=200 if request.config.getoption("--full") else 15,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
+        database=None,
+    )
+    @given(some_parallel_training(size))
+    def check(case):
+        for errors in world(size).run(errors_under, *case):
+            assert max(errors.values(), default=0) <= 1e-5, errors
+
+    check()

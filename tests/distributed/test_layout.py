@@ -282,7 +282,7 @@ def test_strided_shards_that_are_not_what_they_say_are_refused_on_all_ranks(fake
         fully_shard(model, mesh=device_mesh["shard"])
         assert str(model.weight.placements) == "(_StridedShard(dim=0, sf=2), Shard(dim=0))"
         shapes.append(model.weight.to_local().shape[0])
-        with pytest.raises(ValueError, match=f"dimension of {length} to a multiple of 2"):
+        with pytest.raises(ValueError, match=f"dimension 0 of length {length} .* pad it to a multiple of 2"):
             layout_of(model.weight)
     tensor = Layout((length,), (0, 1), (2,), (Cut(0),))
     wanted = [
@@ -308,6 +308,26 @@ def test_strided_shards_of_large_meshes(fake_world, mesh, length):
         layout, local = layout_of(model.weight), model.weight.detach().to_local()
         for piece in layout.pieces(rank):
             assert torch.equal(local[piece.within(piece.box)], values((length, 1))[slices(piece.box)])
+        assert sum(layouts.volume(piece.box) for piece in layout.pieces(rank)) == local.numel()
+
+
+@pytest.mark.parametrize(("length", "refused"), [(7, False), (8, False), (9, True), (12, False)])
+def test_strided_shards_over_experts_and_tensor_ranks(fake_world, length, refused):
+    """Two mesh dimensions cut before FSDP2 does, from left to right."""
+    for rank in range(12):
+        fake_world(rank, 12)
+        mesh = init_device_mesh("cpu", (3, 2, 2), mesh_dim_names=("shard", "expert", "tensor"))
+        inner = mesh["expert", "tensor"]
+        whole = values((length, 1))
+        model = nn.ParameterDict({"w": distribute_tensor(whole, inner, [Shard(0), Shard(0)], src_data_rank=None)})
+        fully_shard(model, mesh=mesh["shard"])
+        if refused:
+            with pytest.raises(ValueError, match="pad it to a multiple of 4"):
+                layout_of(model["w"])
+            continue
+        layout, local = layout_of(model["w"]), model["w"].detach().to_local()
+        for piece in layout.pieces(rank):
+            assert torch.equal(local[piece.within(piece.box)], whole[slices(piece.box)])
         assert sum(layouts.volume(piece.box) for piece in layout.pieces(rank)) == local.numel()
 
 

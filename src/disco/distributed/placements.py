@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -27,7 +29,7 @@ def layout_of(tensor: DTensor) -> Layout:
         tuple(mesh.mesh.shape),
         tuple(_cut(placement, tensor.ndim) for placement in tensor.placements),
     )
-    _check_order(layout, tensor)
+    _check_order(layout)
     rank = dist.get_rank()
     if rank in layout.ranks and tuple(tensor.to_local().shape) != layout.local_shape(rank):
         raise ValueError(
@@ -43,30 +45,35 @@ def plain_layout(tensor: Tensor, rank: int, replicas: ProcessGroup | None) -> La
     return Layout(tuple(tensor.shape), ranks, (len(ranks),), (None,))
 
 
-def _check_order(layout: Layout, tensor: DTensor) -> None:
-    """FSDP2 cuts what tensor parallelism has cut before; _StridedShard says the same from left to right.
+def _check_order(layout: Layout) -> None:
+    """Raises ValueError for a tensor of which FSDP2 holds other parts than its placements say.
 
-    As of torch 2.13 the two can differ where tensor parallelism cuts unevenly and there are 3 or more FSDP ranks: of 9
-    rows over 4 x 2 ranks the last is held by rank 7, and according to the placements by rank 6.
+    FSDP2 cuts last, what tensor parallelism has cut before, and _StridedShard describes that from left to right. As of
+    torch 2.13 the two can differ where tensor parallelism cuts unevenly and there are 3 or more FSDP ranks: of 9 rows
+    over 4 x 2 ranks the last is held by rank 7, and by the placements by rank 6.
     """
-    cuts = list(zip(layout.cuts, layout.mesh, strict=True))
-    strided = [
-        cut
-        for i, (cut, _) in enumerate(cuts)
-        if cut is not None and cut.strides > 1
-        if cut.strides == math.prod(parts for other, parts in cuts[i + 1 :] if other == Cut(cut.dim))
-    ]
-    if not strided:
-        return
-    ranks = tensor.device_mesh.mesh.permute(*reversed(range(len(layout.mesh)))).flatten().tolist()
-    reverse = tuple(None if cut is None else Cut(cut.dim) for cut in reversed(layout.cuts))
-    held = Layout(layout.shape, tuple(ranks), layout.mesh[::-1], reverse)
-    if any(layout.pieces(rank) != held.pieces(rank) for rank in layout.ranks):
-        lengths = " and ".join(f"{layout.shape[cut.dim]} to a multiple of {cut.strides}" for cut in strided)
-        raise ValueError(
-            f"a DTensor with placements {tensor.placements} on a mesh of {layout.mesh} is cut so unevenly that they do "
-            f"not tell what each rank holds; pad its dimension of {lengths}"
-        )
+    for i, cut in enumerate(layout.cuts):
+        if cut is None or cut.strides == 1:
+            continue
+        later = zip(layout.cuts[i + 1 :], layout.mesh[i + 1 :], strict=True)
+        if cut.strides != math.prod(parts for other, parts in later if other == Cut(cut.dim)):
+            continue  # not of FSDP2 over the whole mesh
+        held = _cut_last(layout, i)
+        if any(layout.pieces(rank) != held.pieces(rank) for rank in layout.ranks):
+            raise ValueError(
+                f"dimension {cut.dim} of length {layout.shape[cut.dim]} is cut so unevenly over the mesh of "
+                f"{layout.mesh} that FSDP2's placements do not tell what each rank holds; pad it to a multiple of "
+                f"{cut.strides}"
+            )
+
+
+def _cut_last(layout: Layout, dim: int) -> Layout:
+    """The layout with mesh dimension ``dim`` cutting what the others have left, without strides."""
+    order = [*(i for i in range(len(layout.mesh)) if i != dim), dim]
+    mesh = torch.tensor(layout.ranks).reshape(layout.mesh).permute(order)
+    cut = cast(Cut, layout.cuts[dim])
+    cuts = (*(layout.cuts[i] for i in order[:-1]), Cut(cut.dim))
+    return Layout(layout.shape, tuple(mesh.flatten().tolist()), tuple(mesh.shape), cuts)
 
 
 def _cut(placement: object, ndim: int) -> Cut | None:
