@@ -39,6 +39,7 @@ def single_precision(*modules: types.ModuleType) -> None:
 @contextlib.contextmanager
 def triton() -> Iterator[None]:
     """Decorators of triton that do nothing, while a peer is imported; its kernels are never called."""
+    import torch._dynamo  # noqa: F401 - looks for triton itself, so it comes first
 
     def unchanged(*args: Any, **_: Any) -> Any:
         return args[0] if args and callable(args[0]) else unchanged

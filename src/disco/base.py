@@ -24,6 +24,7 @@ class Asked(NamedTuple):
     """A tensor whose norm is asked for: a parameter, its momentum or its update; ``split`` as ``split.sizes`` gives."""
 
     name: str
+    of: str
     param: Tensor
     tensor: Tensor
     operator: OperatorNorm
@@ -168,7 +169,7 @@ class NormOptimizer(torch.optim.Optimizer, abc.ABC):
             for name, param in zip(parameter_names(group, index), group["params"], strict=True):
                 tensor = self._quantity(param, of, group)
                 if tensor is not None and operator.fits(tensor):
-                    asked[name] = Asked(name, param, tensor, operator, split.sizes(group["split"], param, own))
+                    asked[name] = Asked(name, of, param, tensor, operator, split.sizes(group["split"], param, own))
         return dict(zip(asked, self._values(list(asked.values()), which), strict=True))
 
     @abc.abstractmethod

@@ -139,10 +139,10 @@ class OperatorNorm(abc.ABC):
             )
 
     def as_matrix(self, tensor: Tensor) -> Tensor:
-        """View of a tensor as [batch..., m, n] whichever way it is stored; a vector is a row."""
-        dims = tensor.ndim - self.batch_dims
-        batch = tensor.shape[: self.batch_dims]
-        return tensor.flatten(self.batch_dims + 1) if dims >= 2 else tensor.reshape(*batch, 1, -1)
+        """A tensor as [batch..., d_out, d_in], kernels flattened into d_in; a vector is a row."""
+        if tensor.ndim - self.batch_dims < 2:
+            return tensor.reshape(*tensor.shape[: self.batch_dims], 1, -1)
+        return self._stored(tensor).flatten(self.batch_dims + 1)
 
     def _oriented(self, tensor: Tensor) -> Tensor:
         """View of ``tensor`` as [batch..., out, in, ...]."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import disco
 from disco import norm, polar
 from disco.norms import NORMS, sigma_max
 from disco.spectrum import matrix_statistics
@@ -169,3 +170,12 @@ def test_statistics_of_a_batch_with_known_spectra() -> None:
     torch.testing.assert_close(got["rms"], batch.square().mean(dim=(1, 2)).sqrt())
     with pytest.raises(ValueError, match=r"got shape \(3,\)"):
         matrix_statistics(torch.ones(3))
+
+
+def test_transposed_convolutions_are_measured_as_the_matrix_that_their_norm_is_of() -> None:
+    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # in, out, kernel
+    s = torch.linalg.svdvals(weight.transpose(0, 1).flatten(1))
+    groups = [{"params": [torch.nn.Parameter(weight)], "names": ["w"], "norm": "conv", "layout": "in_out"}]
+    expected = float((s**2).sum() / s[0] ** 2)
+    for optimizer in (disco.Scion(groups), disco.Disco(groups)):
+        assert optimizer.norms("stable_rank")["w"] == pytest.approx(expected, rel=1e-5)

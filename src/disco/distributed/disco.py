@@ -316,7 +316,7 @@ class Disco(NormOptimizer):
                     leaf.groups,
                     one.operator,
                     one.split,
-                    (one.name, one.operator),
+                    (one.name, one.of),
                 )
             )
         return self._measured.measure(parts, which)

@@ -66,7 +66,7 @@ class Layout:
 
     def local_shape(self, rank: int) -> tuple[int, ...]:
         """Shape of the rank's local tensor."""
-        runs = _runs(self, self.ranks.index(rank))
+        runs = index_runs(self, self.ranks.index(rank))
         return tuple(sum(stop - start for start, stop in intervals) for intervals in runs)
 
     @functools.cached_property
@@ -120,8 +120,8 @@ def _coordinates(mesh: tuple[int, ...], index: int) -> tuple[int, ...]:
     return tuple(reversed(coordinates))
 
 
-def _runs(layout: Layout, index: int) -> list[list[Interval]]:
-    """Intervals of global indices along each tensor dimension, in the order of the local tensor."""
+def index_runs(layout: Layout, index: int) -> list[list[Interval]]:
+    """Of the rank at ``index`` in the mesh: its intervals along each tensor dimension, in the local tensor's order."""
     coordinates = _coordinates(layout.mesh, index)
     runs: list[list[Interval]] = [[(0, length)] for length in layout.shape]
     for cut, parts, coordinate in zip(layout.cuts, layout.mesh, coordinates, strict=True):
@@ -150,7 +150,7 @@ def _cut(runs: list[Interval], strides: int, parts: int, coordinate: int) -> lis
 @functools.cache
 def _pieces(layout: Layout, index: int) -> tuple[Piece, ...]:
     along = []
-    for intervals in _runs(layout, index):
+    for intervals in index_runs(layout, index):
         starts = itertools.accumulate((stop - start for start, stop in intervals), initial=0)
         along.append(list(zip(intervals, starts, strict=False)))
     return tuple(
