@@ -7,6 +7,8 @@ import pytest
 
 from disco.errors import UserError
 from disco.fit import Optimum, optimum
+from disco.fit._noise import Noise
+from disco.fit._optimum import variants
 
 GRID = np.arange(-8.0, 1.0)
 
@@ -21,7 +23,10 @@ def test_quadratic_recovers_an_exact_parabola() -> None:
     assert found.nearest == 5  # GRID[5] is -3
     assert found.flags == ()
     assert found.usable
-    assert found.interval == pytest.approx((-3.3, -3.3), abs=1e-6)
+    assert found.model == "quadratic"
+    assert found.interval is not None  # exact losses on whole octaves still leave open how lopsided the curve is
+    assert found.interval[0] < -3.3 < found.interval[1]
+    assert 0.1 < found.interval[1] - found.interval[0] < 0.3
     assert found.n == found.effective == 5  # the five nearest of a grid of whole octaves
 
 
@@ -54,7 +59,7 @@ def test_all_zero_sigma_means_equal_weights_and_one_zero_no_infinite_one() -> No
     assert optimum(GRID, y, np.zeros(9)) == optimum(GRID, y)
     one = optimum(GRID, y, np.where(np.arange(9) == 4, 0.0, 0.01))
     assert one.x == pytest.approx(optimum(GRID, y).x)
-    assert one.effective == pytest.approx(5)
+    assert one.effective == pytest.approx(5, abs=0.1)
 
 
 def test_one_lucky_small_sigma_does_not_collapse_the_sample() -> None:
@@ -78,6 +83,7 @@ def test_seeds_are_repeats_of_x() -> None:
     y = bowl(x) + np.random.default_rng(1).normal(0, 0.01, len(x))
     found = optimum(x, y)
     assert found.n == 15
+    assert found.sigma == pytest.approx(0.01, rel=0.5)
     assert found.interval is not None
     single = optimum(GRID, y[::3]).interval
     assert single is not None
@@ -190,23 +196,77 @@ def test_dictionary_and_back() -> None:
     assert isinstance(values["flags"], list)
 
 
-def test_intervals_cover_and_edges_are_told() -> None:
-    """90% intervals of minimum and loss on a parabola with noise; benchmarks have the full form."""
-    rng = np.random.default_rng(7)
-    covered = loss = usable = false = missed = 0
-    runs = 300
-    for _ in range(runs):
-        centre = rng.uniform(-6.0, -2.0)
-        found = optimum(GRID, bowl(GRID, centre) + rng.normal(0, 0.01, 9))
-        false += any("edge" in flag for flag in found.flags)
-        if found.usable and found.interval and found.y_interval:
-            usable += 1
-            covered += found.interval[0] <= centre <= found.interval[1]
-            loss += found.y_interval[0] <= 2.5 <= found.y_interval[1]
-        beyond = bowl(GRID, rng.choice([-1, 1]) * rng.uniform(5, 6) - 4) + rng.normal(0, 0.01, 9)
-        missed += not any("edge" in flag for flag in optimum(GRID, beyond).flags)
-    assert usable > 0.95 * runs
-    assert 0.85 <= covered / usable <= 0.95
-    assert 0.85 <= loss / usable <= 0.95
-    assert false < 0.05 * runs
-    assert missed < 0.05 * runs
+def test_a_cubic_where_the_points_ask_for_it() -> None:
+    """With noise of a known size by AIC, else by AICc, which is slow to ask with few points."""
+    x = np.arange(-7.0, -1.5, 0.5)
+    u = x + 4.2
+    lopsided = 2.5 + 0.1 * (u**2 + 0.3 * u**3)
+    noise = np.random.default_rng(2).normal(0, 0.003, len(x))
+    found = optimum(x, lopsided + noise, noise=0.003)
+    assert found.model == "cubic"
+    assert found.x == pytest.approx(-4.2, abs=0.05)
+    parabola = np.polyfit(x, lopsided, 2)
+    assert abs(-parabola[1] / (2 * parabola[0]) + 4.2) > 0.15  # what a plain parabola makes of it
+    assert optimum(x, bowl(x, -4.2) + noise, noise=0.003).model == "quadratic"
+    assert optimum(x, lopsided + noise).model == "cubic"
+    assert optimum(x[2:9], bowl(x, -4.2)[2:9] + noise[2:9]).model == "quadratic"
+
+
+def test_known_noise_narrows_or_widens_the_interval() -> None:
+    y = bowl(GRID) + np.random.default_rng(4).normal(0, 0.01, 9)
+    widths = [np.diff(f.interval)[0] for f in (optimum(GRID, y, noise=s) for s in (0.002, 0.01, 0.03)) if f.interval]
+    assert len(widths) == 3
+    assert widths[0] < widths[1] < widths[2]
+    exact, vague = optimum(GRID, y, noise=0.01), optimum(GRID, y, noise=Noise(0.01, 2))
+    assert exact.interval is not None
+    assert vague.interval is not None
+    assert np.diff(exact.interval)[0] < np.diff(vague.interval)[0]
+    with pytest.raises(UserError, match="noise must be a positive standard deviation, got 0"):
+        optimum(GRID, y, noise=0.0)
+
+
+def test_two_valleys_are_told_from_noise() -> None:
+    x = np.arange(-8.0, 1.0)
+    double = 2.5 + 0.02 * ((x + 4) ** 2 - 5) ** 2 / 5
+    assert "multi-modal" in optimum(x, double).flags
+    assert "multi-modal" in optimum(x, double, noise=0.02).flags
+    assert "multi-modal" not in optimum(x, double, noise=0.2).flags
+    rng = np.random.default_rng(11)
+    for noise in (0.02, None):
+        found = [optimum(x, bowl(x) + rng.normal(0, 0.02, 9), noise=noise).flags for _ in range(200)]
+        assert sum("multi-modal" in flags for flags in found) <= 4
+
+
+def test_one_bad_run_loses_weight() -> None:
+    x = np.arange(-6.0, -0.4, 0.5)
+    y = bowl(x) + np.random.default_rng(5).normal(0, 0.004, len(x))
+    spoilt = y.copy()
+    spoilt[4] += 0.15  # at -4, within an octave of the minimum
+    found = optimum(x, spoilt, noise=Noise(0.004, 20))
+    assert found.effective < found.n - 0.5
+    assert found.x == pytest.approx(-3.3, abs=0.12)
+    plain = np.polyfit(x[2:9], spoilt[2:9], 2)
+    assert abs(-plain[1] / (2 * plain[0]) + 3.3) > 0.15
+    assert optimum(x, y, noise=Noise(0.004, 20)).effective == pytest.approx(found.n)
+
+
+def test_variants_side_by_side() -> None:
+    x = np.linspace(4, 10, 13)
+    y = 2.5 + 0.1 * (x - 7.1) ** 2 + np.random.default_rng(8).normal(0, 0.01, 13)
+    sigma, anchor = np.linspace(0.01, 0.03, 13), 2.5 + 0.1 * 7.1**2
+    table = variants(x, y, sigma, anchor, lr=x - 11)
+    assert len(table) == 12 + 1 + 6 + 1
+    assert table["anchor, 1/sigma^2, 7 points"].x == pytest.approx(optimum(x, y, sigma, "paper", anchor).x)
+    free = np.polyfit(x, y, 2)
+    assert table["free, equal, all points"].x == pytest.approx(-free[1] / (2 * free[0]))
+    assert table["lr: free, equal, all points"].x == pytest.approx(table["free, equal, all points"].x - 11)
+    assert table["local"] == optimum(x, y, sigma)
+    assert [table[f"free, equal, {k} points"].n for k in (5, 7, "all")] == [5, 7, 13]
+    bare = variants(x, y, np.zeros(13))
+    assert list(bare) == [*(f"free, equal, {k} points" for k in (5, 7, "all")), "local"]
+
+
+def test_variants_of_an_edge_are_flagged() -> None:
+    table = variants(GRID, bowl(GRID, 2.0))
+    assert all("edge-high" in found.flags for found in table.values())
+    assert not any(found.usable for found in table.values())

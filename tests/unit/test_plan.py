@@ -28,8 +28,10 @@ def test_recovers_the_law_it_extrapolates() -> None:
     assert math.log2(found.lr.value) == pytest.approx(-4 + 0.6 - 0.5 * 2, abs=0.05)
     assert found.lr.interval is not None
     assert found.lr.interval[0] < 2**-4.4 < found.lr.interval[1]
-    assert found.norm.source == "mean"
+    assert found.norm.source == "rule"
     assert math.log2(found.norm.value) == pytest.approx(6, abs=0.05)
+    assert found.norm.interval is not None
+    assert found.norm.interval[0] < 2**6 < found.norm.interval[1]
     assert (found.octaves, found.cells) == (1, 20)
 
 
@@ -45,7 +47,7 @@ def test_a_drifting_norm_is_extrapolated() -> None:
     found = plan(fit_table(columns(RATES, drift=0.2)), 2**23)
     assert found.norm.source == "rule"
     assert math.log2(found.norm.value) == pytest.approx(6 + 0.2 * 3, abs=0.1)
-    assert "+0.20 octaves per doubling" in found.norm.why
+    assert "+0.19 octaves per doubling" in found.norm.why  # drawn a little towards none
 
 
 def test_too_few_horizons_give_a_labelled_default() -> None:
@@ -114,19 +116,100 @@ def test_dictionary_and_back() -> None:
     assert Plan.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False))) == found
 
 
-def test_interval_of_the_plan_covers() -> None:
-    """The true optimum at twice the largest horizon, with the noise of every run drawn anew."""
-    covered = 0
-    for seed in range(40):
-        table = columns(RATES, batches=(1024, 2048, 4096), noise=0.005, rng=np.random.default_rng(seed))
-        lr = plan(fit_table(table), 2**22, batch=4096).lr
-        assert lr.interval is not None
-        covered += lr.interval[0] <= 2**-4.4 <= lr.interval[1]
-    assert covered >= 36
-
-
 def test_a_run_shorter_than_the_study_is_warned_of() -> None:
     fit = fit_table(columns(RATES))
     short, inside = plan(fit, 2**14), plan(fit, 2**20)
     assert any("shorter than the shortest horizon swept, 2^18 tokens" in note for note in short.warnings)
     assert not any("shorter" in note for note in inside.warnings)
+
+
+@pytest.fixture(scope="module")
+def resampled() -> StudyFit:
+    table = columns(RATES, noise=0.004, rng=np.random.default_rng(3))
+    return fit_table(table, bootstraps=200)
+
+
+def test_every_stage_answers_and_the_rolling_origin_chooses(resampled: StudyFit) -> None:
+    found = plan(resampled, 2**22)
+    assert found.stage == resampled.default_stage
+    assert found.answers[0].name == found.stage
+    assert {answer.name for answer in found.answers} >= {"two-stage", "joint", "one-stage", "paper's recipe"}
+    for stage in ("two-stage", "joint", "one-stage"):
+        own = plan(resampled, 2**22, stage=stage)
+        assert own.stage == stage
+        assert math.log2(own.lr.value) == pytest.approx(-4 + 0.6 * (math.log2(own.batch.value) - 11) - 1, abs=0.15)
+        best = own.answers[0].batch
+        assert best is not None
+        assert math.log2(best) == pytest.approx(12, abs=0.3)
+    with pytest.raises(UserError, match="stage must be one of two-stage, joint, one-stage, got 'both'"):
+        plan(resampled, 2**22, stage="both")
+
+
+def test_disagreement_of_the_stages_widens_the_interval(resampled: StudyFit) -> None:
+    found = plan(resampled, 2**22)
+    alone = next(answer for answer in found.answers if answer.name == found.stage)
+    assert found.batch.interval is not None
+    assert alone.batch_interval is not None
+    assert found.batch.interval[0] < alone.batch_interval[0] < alone.batch_interval[1] < found.batch.interval[1]
+
+
+def test_published_rules_stand_beside_with_their_conditions(resampled: StudyFit) -> None:
+    answers = {answer.name: answer for answer in plan(resampled, 2**22).answers}
+    step_law = answers["step-law"]
+    size = 12 * 32**2 * 2
+    assert step_law.lr == pytest.approx(1.79 * size**-0.713 * 2 ** (22 * 0.307), rel=1e-6)
+    assert step_law.batch == pytest.approx(0.58 * 2 ** (22 * 0.571), rel=1e-6)
+    assert "AdamW" in step_law.conditions
+    ours = answers["two-stage"]
+    assert step_law.cost is not None
+    assert ours.cost is not None
+    assert step_law.cost > 0.1 > 0.01 > ours.cost
+    assert "constant from 4 optima" in answers["optimal-norm"].note
+    wide = {answer.name: answer for answer in plan(resampled, 2**22, width=64).answers}["step-law"]
+    assert (wide.lr, wide.note) == (None, "its learning rate needs parameters as positive numbers")
+    sized = {answer.name: answer for answer in plan(resampled, 2**22, width=64, parameters=10**5).answers}["step-law"]
+    assert sized.lr == pytest.approx(1.79 * 1e5**-0.713 * 2 ** (22 * 0.307), rel=1e-6)
+
+
+def test_width_by_a_rule_where_several_were_swept_and_by_assumption_otherwise(resampled: StudyFit) -> None:
+    def at(width: int) -> dict[str, np.ndarray]:
+        table = columns(RATES, model=(width, 2), rng=np.random.default_rng(width))
+        return table | {"lr": table["lr"] * (width / 32) ** -0.25}
+
+    fit = fit_table(join(at(32), at(64), at(128)))
+    found = plan(fit, 2**22, width=512)
+    assert (found.model, found.width, found.parameters) == ("d128-L2", 512, None)
+    assert found.lr.source == "rule"
+    assert "lr(batch, tokens, width)" in found.lr.why
+    expected = -4 + 0.6 * (math.log2(found.batch.value) - 11) - 1 - 0.25 * 4
+    assert math.log2(found.lr.value) == pytest.approx(expected, abs=0.1)
+    assumed = plan(resampled, 2**22, width=512)
+    assert assumed.lr.source == "assumed"
+    assert assumed.supported
+    assert math.log2(assumed.lr.value) == pytest.approx(math.log2(plan(resampled, 2**22).lr.value))
+    assert assumed.trust == "caution"
+    assert any("width 512 is not that of the sweep (32): assumed, not measured" in note for note in assumed.warnings)
+    assert plan(resampled, 2**22, width=32).lr.source == "rule"
+
+
+def test_one_batch_gives_a_rate_but_no_best_batch() -> None:
+    found = plan(fit_table(columns(RATES, batches=(2048,))), 2**22)
+    assert (found.batch.value, found.batch.source) == (2048, "default")
+    assert found.lr.source == "rule"
+    assert math.log2(found.lr.value) == pytest.approx(-4 - 1, abs=0.1)
+    assert found.trust == "do not trust"
+    assert plan(fit_table(columns(RATES, batches=(2048,))), 2**22, batch=2048).trust == "caution"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_batch": 0}, "largest batch must be positive, got 0"),
+        ({"batch": 4096, "max_batch": 2048}, "a batch of 4096 is larger than the largest allowed, 2048"),
+        ({"width": -1.0}, "width must be a positive number, got -1.0"),
+        ({"tolerance": math.nan}, "tolerance must be a positive number, got nan"),
+    ],
+)
+def test_bad_numbers(resampled: StudyFit, wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan(resampled, 2**22, **wrong)  # type: ignore[arg-type]

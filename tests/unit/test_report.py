@@ -1,6 +1,7 @@
 """disco.report: one page, complete, self-contained, with the numbers of the fit."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from synthetic import write_runs
 
 from disco.errors import UserError
 from disco.fit import StudyFit, fit_table
+from disco.fit._layer_groups import layer_groups
 from disco.guide import plan
 from disco.report import render_optima, render_plan, write_report
 from disco.report._style import raised
+from disco.report.figures import parallel_coordinates
 from disco.report.tables import error_digits, superscript
 from disco.runs.reader import Run, Runs, read_runs
 from disco.runs.table import columns
@@ -34,6 +37,12 @@ class Page:
         self.divs = re.findall(r'<div class="figure" id="([\w-]+)"', self.own)
         found = re.findall(r'<script type="application/json" id="([\w-]+)-data">(.*?)</script>', self.own, flags=re.S)
         self.figures = {name: json.loads(data) for name, data in found}
+        titles = re.findall(r"<h3>([^<]*)</h3>(?=\s*<p>.*?</p>\s*<div class=\"figure\")", self.own)
+        self.titled = tuple(titles)
+
+    def figure(self, title: str) -> dict:
+        """The first figure of a title."""
+        return self.figures[self.divs[self.titled.index(title)]]
 
 
 def study(folder: Path) -> tuple[tuple[Run, ...], StudyFit]:
@@ -87,20 +96,33 @@ def test_the_page_is_self_contained(full: tuple[Page, StudyFit]) -> None:
 def test_every_figure_is_there_and_not_empty(full: tuple[Page, StudyFit]) -> None:
     page, _ = full
     assert page.divs == list(page.figures)
-    assert len(page.divs) == 2 + 2 * 6  # two that compare models, six of each
     for name, figure in page.figures.items():
         assert points(figure) >= 4, name
-    titles = re.findall(r"<h3>(.*?)</h3>", page.own)
-    assert titles[:3] == [
+    across = [
         "Optimal norm over tokens",
         "Loss against norm over width and depth",
-        "Loss against output norm during training",
+        "Which norm transfers",
+        "Best batch over tokens",
     ]
+    each = [
+        "Loss against output norm during training",
+        "Output norm against steps, tokens and path length",
+        "How fast the norm grows",
+        "Loss against norm at each horizon",
+        "What the recipe of the fit changes",
+        "Loss over learning rate and batch",
+        "Which runs first reach the optimal norm",
+        "Optimal learning rate against batch",
+        "Layer norms over training",
+    ]
+    assert list(page.titled) == [*across, *each, *each]
+    assert "What a rule would have cost: it takes a fit with resamples" in page.words
+    assert "Layer groups: the runs have one set of layer-group ratios" in page.words
 
 
 def test_bowls_mark_optima_and_edges_differently(full: tuple[Page, StudyFit]) -> None:
     page, fit = full
-    bowls = page.figures["figure-5"]["data"]
+    bowls = page.figure("Loss against norm at each horizon")["data"]
     stars = [t["x"][0] for t in bowls if t.get("marker", {}).get("symbol") == "star" and t["x"][0] is not None]
     rings = [t["x"][0] for t in bowls if t.get("marker", {}).get("symbol") == "circle-open" and t["x"][0] is not None]
     own, _ = fit.of("scion", "d32-L2")
@@ -112,7 +134,7 @@ def test_one_batch_and_one_horizon_degrade_to_sentences(tmp_path: Path) -> None:
     runs, fit = study(write_runs(tmp_path / "runs", batches=(2048,), last=2**17))
     page = Page(write_report(runs, fit, tmp_path / "report.html"))
     assert "no learning rate can be recommended" in page.words
-    assert "No run crosses the optimal norm" in page.words
+    assert "no run crosses the optimal norm" in page.words
     assert "no axis of width or depth" in page.words
     assert "one batch only" in page.words
     assert all(points(figure) > 0 for figure in page.figures.values())
@@ -126,9 +148,138 @@ def test_runs_without_norms(tmp_path: Path) -> None:
         file.write_text("".join(json.dumps(line) + "\n" for line in kept))
     runs, fit = study(folder)
     page = Page(write_report(runs, fit, tmp_path / "report.html"))
-    assert "The output norm was not measured at any horizon." in page.words
-    assert "No run has layer norms." in page.words
-    assert len(page.figures) == 1  # learning rate against batch needs no norm
+    assert "the output norm was not measured at any horizon." in page.words
+    assert "no run has layer norms." in page.words
+    assert page.titled == (  # what needs no norm
+        "Best batch over tokens",
+        "Loss over learning rate and batch",
+        "Optimal learning rate against batch",
+    )
+    assert page.own.count("Not drawn:") == 3  # one list per section, not a paragraph per figure
+
+
+def test_loss_surfaces_show_the_joint_optimum(full: tuple[Page, StudyFit]) -> None:
+    page, fit = full
+    data = page.figure("Loss over learning rate and batch")["data"]
+    stars = [(t["x"][0], t["y"][0]) for t in data if t.get("marker", {}).get("symbol") == "star" and t["x"][0]]
+    own = [b for b in fit.bottoms if b.model == "d32-L2" and b.optimum.usable]
+    assert len(own) >= 3
+    assert stars == [pytest.approx((b.optimum.batch, b.optimum.lr), abs=1e-3) for b in own]
+    region = [t for t in data if t["mode"] == "lines" and t["line"].get("width") == 1.6 and t["x"][0] is not None]
+    last = own[-1]
+    batches = [x for x in region[-1]["x"] if x is not None]
+    assert 2 ** max(batches) == pytest.approx(last.near.largest, rel=0.02)  # the line and the numbers are one thing
+    assert f"to {power(last.near.largest)}" in page.words
+
+
+def test_the_slope_of_the_norm_is_that_of_the_runs(full: tuple[Page, StudyFit]) -> None:
+    """The made-up norm grows as path^0.7 from path 2^2 to 2^6."""
+    page, _ = full
+    slopes = [
+        slope
+        for trace in page.figure("How fast the norm grows")["data"]
+        for norm, slope in zip(trace["x"], trace["y"], strict=True)
+        if norm is not None and 3.2 < norm < 4.4
+    ]
+    assert len(slopes) > 20
+    assert np.mean(slopes) == pytest.approx(0.7, abs=0.02)
+
+
+def test_which_norm_transfers_counts_every_logged_norm(full: tuple[Page, StudyFit]) -> None:
+    page, _ = full
+    figure = page.figure("Which norm transfers")
+    panels = [note["text"] for note in figure["layout"]["annotations"]]
+    assert panels == ["hidden rms_to_rms", "input one_to_rms", "output rms_to_inf", "output rms_to_rms"]
+    drift = [float(found) for found in re.findall(r"input one_to_rms: [\w ]+, ([+-][\d.]+) \[", page.words)]
+    own = [float(found) for found in re.findall(r"output rms_to_inf: [\w ]+, ([+-][\d.]+) \[", page.words)]
+    assert drift[0] == pytest.approx(0.75 * own[0], abs=0.011)  # made as its power 0.75
+
+
+def test_ratio_sweeps_have_one_section_and_their_own_figures(tmp_path: Path) -> None:
+    for ratio in (0.125, 0.25, 0.5, 1.0):
+        batches = (1024, 2048, 4096) if ratio == 0.25 else (2048,)
+        _ratio(write_runs(tmp_path / f"made-{ratio}", batches=batches, last=2**19), tmp_path / "runs", ratio)
+    runs, fit = study(tmp_path / "runs")
+    assert len(fit.studies) == 4
+    page = Page(write_report(runs, fit, tmp_path / "report.html"))
+    assert re.findall(r"<summary><h2>(.*?)</h2>", page.own) == ["d32-L2, scion, ratio hidden 2^-2"]
+    assert "3 other sets are in the table below" in page.words
+    coordinates = page.figure("All runs as parallel coordinates")
+    bars = [trace for trace in coordinates["data"] if trace["type"] == "bar"]
+    assert len(bars) == 3 * 4  # horizons by axes
+    runs_at_last = 7 * 6
+    best = math.ceil(runs_at_last / 10)
+    assert all(sum(trace["customdata"]) == best for trace in bars)
+    lines = [t for t in coordinates["data"] if t.get("mode") == "lines" and "text" in t]
+    assert sum(t["x"].count(None) for t in lines) == 3 * best
+    losses = [float(re.search(r"loss ([\d.]+)", text)[1]) for t in lines if t["xaxis"] == "x3" for text in t["text"]]
+    last = columns(runs)
+    assert max(losses) <= np.sort(last["loss"][last["tokens"] == 2**19])[best - 1] + 6e-4
+    assert "best learning rates relative to" in page.words or "No best ratio of hidden" in page.words
+
+
+def test_decay_branches_show_what_came_before_them(tmp_path: Path) -> None:
+    folder = write_runs(tmp_path / "runs", batches=(2048,), last=2**20)
+    parents = read_runs(folder).runs
+    for parent in parents:
+        _branch(parent, folder)
+    runs, fit = study(folder)
+    assert len(runs) == 2 * len(parents)
+    assert len(fit.studies) == 2
+    page = Page(write_report(runs, fit, tmp_path / "report.html"))
+    starts = [
+        min(x for trace in figure["data"] for x in trace["x"] if x is not None and trace.get("xaxis") == "x")
+        for title, name in zip(page.titled, page.divs, strict=True)
+        for figure in [page.figures[name]]
+        if title == "Output norm against steps, tokens and path length"
+    ]
+    assert starts == [0.0, 0.0]  # both families from step 1 on
+
+
+def _ratio(made: Path, folder: Path, ratio: float) -> None:
+    """Moves run records into a folder as those of another ratio of the hidden layers' learning rate."""
+    folder.mkdir(exist_ok=True)
+    for run in made.iterdir():
+        config = json.loads((run / "config.json").read_text())
+        config["id"] += f"-h{ratio:g}"
+        config["config"]["optimizer"]["ratios"] = {"hidden": ratio}
+        (run / "config.json").write_text(json.dumps(config))
+        run.rename(folder / config["id"])
+
+
+def _branch(parent: Run, folder: Path) -> None:
+    """A decay branch from 3/4 of the tokens of a run: its last lines under another id."""
+    config = json.loads((parent.folder / "config.json").read_text())
+    config["id"] += "-decay"
+    config["config"]["parent"] = parent.id
+    config["config"]["schedule"]["decay"] = 0.25
+    new = folder / config["id"]
+    new.mkdir()
+    (new / "config.json").write_text(json.dumps(config))
+    lines = (parent.folder / "metrics.jsonl").read_text().splitlines()
+    late = [line for line in lines if json.loads(line)["tokens"] > 0.75 * 2**20]
+    (new / "metrics.jsonl").write_text("\n".join(late) + "\n")
+    (new / "summary.json").write_text((parent.folder / "summary.json").read_text())
+
+
+def test_two_thousand_runs_of_ratios_stay_readable() -> None:
+    """The parallel coordinates of a large sweep are few traces and thin lines."""
+    rng = np.random.default_rng(0)
+    n = 2000
+    ratio = 2.0 ** rng.integers(-4, 3, n)
+    lr = 2.0 ** rng.integers(-8, -1, n)
+    columns = {
+        "family": np.array([f"scion, ratio hidden 2^{math.log2(r):g}" for r in ratio]), "model": np.full(n, "m"),
+        "batch": 2 ** rng.integers(9, 13, n), "lr": lr, "tokens": np.full(n, 2**20), "diverged": np.zeros(n, bool),
+        "ratio_input": np.ones(n), "ratio_hidden": ratio, "ratio_output": np.ones(n),
+        "loss": 3 + 0.02 * (np.log2(lr) + 4) ** 2 + 0.01 * (np.log2(lr * ratio) + 6) ** 2 + rng.normal(0, 0.003, n),
+    }  # fmt: skip
+    figure = parallel_coordinates(columns, layer_groups(columns), "scion", "m")
+    assert figure is not None
+    assert len(figure.data) < 30
+    assert len(figure.to_json()) < 6e5
+    (background,) = [trace for trace in figure.data if trace.opacity is not None and trace.type == "scatter"]
+    assert background.opacity < 0.2
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,33 @@ Number = Annotated[str, tyro.conf.arg(metavar="NUMBER")]
 Output = tyro.conf.arg(aliases=["-o"])
 Data = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH")]
 Json = Annotated[bool, tyro.conf.arg(name="json", help="JSON instead of a table.")]
+Words = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """How tables of runs are read; see docs/import.md."""
+
+    map: Annotated[Words, tyro.conf.arg(metavar="NAME=EXPRESSION")] = ()
+    """Columns from those of the table, such as lr=peak_lr, batch=bs*2048, tokens=2^log2_d, loss=`smooth loss`: batch
+    and tokens in tokens, the loss in nats. Columns that have the right name and unit need no map."""
+    preset: str = ""
+    """Maps for a known kind of table: norm-transfer-logs or step-law."""
+    join: Path | None = None
+    """Table with one row per run, such as W&B's table of runs, whose columns are added to the rows of that run."""
+    on: str = ""
+    """Columns to join on, as HERE=THERE; run=Name if not given."""
+    form: str = ""
+    """results (a row per run, or per run and horizon) or series (a row per run and step); if not given, series just
+    where the table has a step."""
+
+    @property
+    def maps(self) -> list[str]:
+        """All assignments, in order."""
+        return [text for group in self.map for text in group]
+
+
+TableOptions = Annotated[Tables, tyro.conf.arg(name="")]
 
 
 def _command(parent: tyro.extras.SubcommandApp, name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
@@ -110,16 +138,59 @@ def sweep_status(out: File, *, as_json: Json = False) -> int:
 
 
 @_command(app, "fit")
-def fit(runs: Files, *, output: Annotated[Path, Output] = Path("fit.json"), as_json: Json = False) -> int:
+def fit(
+    runs: Files,
+    *,
+    output: Annotated[Path | None, Output] = None,
+    tables: TableOptions = Tables(),
+    scan: Annotated[str, tyro.conf.arg(metavar="'Y ~ X'")] = "",
+    quadratic: Annotated[str, tyro.conf.arg(metavar="'Y ~ X1 + X2'")] = "",
+    power_law: Annotated[tuple[str, ...], tyro.conf.arg(metavar="'Y ~ X1 + ...'"), tyro.conf.UseAppendAction] = (),
+    by: str = "",
+    within: str = "",
+    of: str = "",
+    recipe: str = "quadratic",
+    anchor: float | None = None,
+    interactions: bool = False,
+    bootstraps: int = 1000,
+    as_json: Json = False,
+) -> int:
     """Fit the optimal learning rate, batch size and norm, and their scaling rules, to finished runs.
 
+    PATHs are folders of run records, or tables: CSV, TSV, Parquet, JSON lines, exports of W&B (docs/import.md).
+
+    With --scan, --quadratic or --power-law only these steps are done, on the columns of a table as they are and those
+    of --map: a law over its rows, over those that --within keeps, or over the optima of --scan or --quadratic. All
+    variables of a formula are taken in log2, except for the loss on the left of --scan and --quadratic.
+
     Args:
-        runs: Folders of run records.
-        output: File to write the fit to.
+        runs: Folders of run records, or tables.
+        output: File to write the fit to; fit.json if not given, and nothing for a single step.
+        scan: Minimum of Y over log2 X for each group of --by, such as 'loss ~ lr'. A column sigma is used if there.
+        quadratic: Minimum of the six-term quadratic of Y in log2 X1 and log2 X2 for each group, 'loss ~ lr + batch'.
+        power_law: Least squares in logarithms, such as 'lr ~ batch + tokens'; may be given several times.
+        by: Columns that make a group, separated by commas, such as N,D.
+        within: Keep only rows whose loss is within this of its group's least, such as 0.25% or 0.0025.
+        of: Column of that loss; that of --scan or --quadratic, or loss, if not given.
+        recipe: Of --scan: quadratic, or paper (arXiv:2510.03871), which needs the loss at step 0 too.
+        anchor: That loss at step 0; else the column loss_start.
+        interactions: Add the products of the logarithms to --power-law.
+        bootstraps: Resamples of whole runs behind the intervals of rules; 0 takes horizons of a run as independent.
     """
+    if scan or quadratic or power_law or within:
+        from disco.cli import _formulas
+
+        steps = _formulas.Steps(
+            scan=scan, quadratic=quadratic, power_law=power_law, by=by, within=within, of=of, recipe=recipe,
+            anchor=anchor, interactions=interactions,
+        )  # fmt: skip
+        return _formulas.run(runs, tables, steps, output, as_json)
+    for option, value in (("--by", by), ("--of", of), ("--anchor", anchor), ("--interactions", interactions)):
+        if value:
+            raise UserError(f"{option} belongs to --scan, --quadratic, --power-law or --within")
     from disco.cli import _fit
 
-    return _fit.fit(runs, output, as_json)
+    return _fit.fit(runs, tables, output or Path("fit.json"), bootstraps, as_json)
 
 
 @_command(app, "plan")
@@ -128,36 +199,92 @@ def plan(
     *,
     tokens: Number,
     batch: Number | None = None,
+    max_batch: Number | None = None,
+    width: Number | None = None,
+    depth: Number | None = None,
+    parameters: Number | None = None,
+    tolerance: Number | None = None,
+    stage: str | None = None,
+    like: Path | None = None,
+    optimizer: str | None = None,
+    schedule: str | None = None,
+    momentum: Number | None = None,
+    weight_decay: Number | None = None,
+    context: Number | None = None,
     model: str | None = None,
     family: str | None = None,
     as_json: Json = False,
 ) -> int:
-    """Recommend a learning rate and a batch size for a longer run.
+    """Recommend a learning rate and a batch size for a run that is too big to sweep, and say what they rest on.
 
     Args:
         fit: What `disco fit` wrote.
         tokens: Horizon of the run, such as 1e9 or 2^30.
-        batch: Tokens per step, if that is decided already.
-        model: Model of the study to plan from, such as d64-L2; the largest if not given.
-        family: Settings of the study to plan from; those with the lowest loss if not given.
+        batch: Tokens per step, if that is decided already; what it costs is told.
+        max_batch: Largest batch in tokens that the run can take.
+        width: Width of its model, if that is not the sweep's.
+        depth: Layers of its model, likewise.
+        parameters: Parameters of its model, likewise; published rules need them.
+        tolerance: Nats that do not matter, for the largest batch; the noise of one run if not given.
+        stage: two-stage, joint or one-stage; the one that predicted the largest horizon best if not given.
+        like: Configuration (TOML) or record of the run, to compare its settings with the sweep's.
+        optimizer: Optimizer of the run, to compare; and so are the next four.
+        schedule: constant, the fraction of the run over which the rate decays linearly, or a word such as cosine.
+        momentum: Weight of the old buffer.
+        weight_decay: As in the optimizer.
+        context: Tokens per sequence.
+        model: Model of the study to plan from, such as d64-L2; the nearest in size or the largest if not given.
+        family: Settings of the study to plan from; those most like the run's, or with the lowest loss, if not given.
     """
-    from disco.cli import _fit
+    from disco.cli import _plan
 
-    size = None if batch is None else _whole("--batch", batch)
-    return _fit.plan(fit, _whole("--tokens", tokens), size, model, family, as_json)
+    def real(option: str, text: str | None) -> float | None:
+        return None if text is None else number(text, option)
+
+    def whole(option: str, text: str | None) -> int | None:
+        return None if text is None else _whole(option, text)
+
+    settings = {
+        "optimizer.name": optimizer,
+        "optimizer.momentum": real("--momentum", momentum),
+        "optimizer.weight_decay": real("--weight-decay", weight_decay),
+        "model.context": whole("--context", context),
+    }
+    settings = {name: value for name, value in settings.items() if value is not None}
+    wanted = _plan.Wanted(
+        tokens=_whole("--tokens", tokens),
+        batch=whole("--batch", batch),
+        max_batch=whole("--max-batch", max_batch),
+        width=real("--width", width),
+        depth=real("--depth", depth),
+        parameters=real("--parameters", parameters),
+        tolerance=real("--tolerance", tolerance),
+        stage=stage,
+        model=model,
+        family=family,
+        like=like,
+        settings=settings | (_plan.schedule(schedule) if schedule else {}),
+    )
+    return _plan.plan(fit, wanted, as_json)
 
 
 @_command(app, "report")
-def report(runs: Files, *, output: Annotated[Path, Output] = Path("report.html"), as_json: Json = False) -> int:
+def report(
+    runs: Files,
+    *,
+    output: Annotated[Path, Output] = Path("report.html"),
+    tables: TableOptions = Tables(),
+    as_json: Json = False,
+) -> int:
     """Write one self-contained page with figures of the runs and the fit.
 
     Args:
-        runs: Folders of run records.
+        runs: Folders of run records, or tables.
         output: HTML file to write.
     """
     from disco.cli import _fit
 
-    return _fit.report(runs, output, as_json)
+    return _fit.report(runs, tables, output, as_json)
 
 
 @_command(runs_app, "ls")
@@ -182,6 +309,25 @@ def runs_show(run: File, *, as_json: Json = False) -> int:
     from disco.cli import _runs
 
     return _runs.show(run, as_json)
+
+
+@_command(runs_app, "import")
+def runs_import(
+    tables: Files,
+    *,
+    into: Path,
+    options: TableOptions = Tables(),
+    as_json: Json = False,
+) -> int:
+    """Bring tables of runs into the units of this project, check them, and write run records or one table.
+
+    Args:
+        tables: CSV, TSV, Parquet, JSON lines, or exports of W&B (docs/import.md).
+        into: Folder of run records, or a file .csv, .tsv, .parquet or .jsonl; fit and report take either.
+    """
+    from disco.cli import _runs
+
+    return _runs.import_(tables, options, into, as_json)
 
 
 @_command(app, "demo")
@@ -222,7 +368,7 @@ def _whole(option: str, text: str) -> int:
 
 
 app.command(sweep_app, name="sweep", help="Train the runs of a study, or see how far they are.")
-app.command(runs_app, name="runs", help="List run records, or show one.")
+app.command(runs_app, name="runs", help="List run records, show one, or import tables of runs.")
 
 
 def main(args: Sequence[str] | None = None) -> int:

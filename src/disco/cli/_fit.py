@@ -6,22 +6,28 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from disco.cli import _show
+from disco.cli import Tables, _show
 from disco.errors import UserError
 from disco.fit import StudyFit, fit_table
 from disco.guide import Estimate
 from disco.guide import plan as make_plan
-from disco.runs.reader import Runs, read_runs
+from disco.runs.convert import to_runs
+from disco.runs.ingest import Ingested, ingest
+from disco.runs.reader import Run, Runs, read_runs
+from disco.runs.sources import is_table, read_tables
 from disco.runs.table import columns
 from disco.runs.units import power, short, two_to
 from disco.runs.writer import write_json
 
+BOOTSTRAPS = 1000
+"""Resamples behind the intervals of a report."""
 
-def fit(paths: Sequence[Path], output: Path, as_json: bool) -> int:
+
+def fit(paths: Sequence[Path], tables: Tables, output: Path, bootstraps: int, as_json: bool) -> int:
     """Fits runs, writes the fit, and shows the optimum for each number of tokens; 2 if records were damaged."""
-    read = _read(paths)
+    read = _read(paths, tables)
     code = _show.tell(read)
-    fitted = fit_table(columns(read.runs))
+    fitted = fit_table(columns(read.runs), bootstraps=bootstraps)
     write_json(output, fitted.to_dict())
     if as_json:
         _show.document(fitted.to_dict())
@@ -41,6 +47,7 @@ def fit(paths: Sequence[Path], output: Path, as_json: bool) -> int:
             for item in fitted.horizons
         ]
     )
+    _layers(fitted)
     for path in fitted.paths:
         verdict = path.transfer.verdict if path.transfer else "cannot tell: too few optima"
         where = " ".join(part for part in (path.model, path.family) if part)
@@ -69,13 +76,33 @@ def _estimate(name: str, number: Estimate) -> dict[str, str]:
     return {"": name, "value": value, "90%": interval, "source": number.source, "also": number.why}
 
 
-def report(paths: Sequence[Path], output: Path, as_json: bool) -> int:
+def _layers(fitted: StudyFit) -> None:
+    """Best ratios of layer groups at the largest horizon of each model, where they were swept."""
+    if fitted.layers is None:
+        return
+    for family, model in fitted.layers.studies:
+        last = fitted.layers.of(family, model)[-1]
+        rows = [
+            {
+                "group": " and ".join((group.group, *group.together)),
+                "best ratio": "1 (reference)" if group.reference else two_to(group.ratio),
+                "90%": " .. ".join(map(two_to, group.interval)) if group.interval else "",
+                "nats, 1 octave off": _show.fixed(group.curvature),
+                "moves the best batch": "" if group.reference else group.moves_batch,
+                "flags": ", ".join(group.flags),
+            }
+            for group in last.groups
+        ]
+        _show.table(rows, f"layer groups: {model}, {family}, {short(last.tokens)} tokens")
+
+
+def report(paths: Sequence[Path], tables: Tables, output: Path, as_json: bool) -> int:
     """Writes the page; exit code 2 if records were damaged, which the page lists."""
     from disco.report import write_report
 
-    read = _read(paths)
+    read = _read(paths, tables)
     code = _show.tell(read)
-    write_report(read, fit_table(columns(read.runs)), output)
+    write_report(read, fit_table(columns(read.runs), bootstraps=BOOTSTRAPS), output)
     if as_json:
         _show.document({"report": output, "runs": len(read.runs)})
     else:
@@ -83,10 +110,34 @@ def report(paths: Sequence[Path], output: Path, as_json: bool) -> int:
     return code
 
 
-def _read(paths: Sequence[Path]) -> Runs:
+def _read(paths: Sequence[Path], tables: Tables) -> Runs:
+    """Run records and tables together."""
     if not paths:
-        raise UserError("name at least one folder of run records")
-    return read_runs(*paths)
+        raise UserError("name at least one folder of run records, or a table of runs")
+    files, folders = [path for path in paths if is_table(path)], [path for path in paths if not is_table(path)]
+    if not files and tables != Tables():
+        raise UserError(f"--map, --preset, --join, --on and --form are for tables, and {folders[0]} is none")
+    runs: dict[str, Run] = {}
+    read = read_runs(*folders) if folders else Runs((), ())
+    notes = list(read.notes)
+    if files:
+        ingested = from_tables(files, tables)
+        notes += said(ingested)
+        runs = {run.id: run for run in to_runs(ingested)}
+    return Runs((*read.runs, *runs.values()), read.problems, tuple(notes))
+
+
+def from_tables(paths: Sequence[Path], tables: Tables) -> Ingested:
+    """The tables, checked and in the units of this project."""
+    source = ", ".join(path.name for path in paths)
+    table = read_tables(paths, tables.join, tables.on)
+    return ingest(table, tables.maps, tables.preset, tables.form, source)
+
+
+def said(ingested: Ingested) -> list[str]:
+    """What to tell about a table: rows that were dropped, by reason, and what was assumed."""
+    dropped = [f"{count} of {ingested.rows} rows dropped: {reason}" for reason, count in ingested.dropped.items()]
+    return [f"{ingested.source}: {text}" for text in (*dropped, *ingested.notes)]
 
 
 def _read_fit(path: Path) -> StudyFit:

@@ -1,4 +1,4 @@
-"""``disco runs ls`` and ``disco runs show``."""
+"""``disco runs ls``, ``disco runs show`` and ``disco runs import``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from disco.cli import _show
+from disco.cli import Tables, _show
 from disco.errors import UserError
 from disco.runs.reader import Run, read_runs
 from disco.runs.schema import CONFIG, Metric
-from disco.runs.table import families
+from disco.runs.table import families, model_name
 from disco.runs.units import UNKNOWN, power, short
 
 
@@ -47,10 +47,9 @@ def ls(paths: Sequence[Path], as_json: bool) -> int:
 
 
 def _summary(run: Run, family: str) -> dict[str, Any]:
-    model = run.config["model"]
     return {
         "run": run.id,
-        "model": f"d{model['width']}-L{model['depth']}",
+        "model": model_name(run.config),
         "family": family,
         "batch": run.config["batch"],
         "lr": run.config["optimizer"]["lr"],
@@ -80,12 +79,45 @@ def show(path: Path, as_json: bool) -> int:
             }
         )  # fmt: skip
         return code
-    facts = _summary(run, families([run])[0]) | {"parameters": f"{run.parameters:,}", "folder": str(run.folder)}
+    count = UNKNOWN if run.parameters is None else f"{run.parameters:,}"
+    facts = _summary(run, families([run])[0]) | {"parameters": count, "folder": str(run.folder)}
     facts |= {"batch": power(facts["batch"]), "lr": power(facts["lr"])}
     facts |= {"loss": _show.fixed(facts["loss"]), "output_norm": power(facts["output_norm"])}
     _show.table([{"": key, "value": UNKNOWN if value is None else str(value)} for key, value in facts.items()])
     _show.table([{"last measured": key, "value": f"{value:.6g}"} for key, value in sorted(last.items())])
     return code
+
+
+def import_(paths: Sequence[Path], tables: Tables, into: Path, as_json: bool) -> int:
+    """Writes tables as run records, or as one table, and shows what each column holds."""
+    from disco.cli._fit import from_tables, said
+    from disco.runs.convert import summaries, to_runs, write_runs, write_table
+    from disco.runs.sources import is_table
+
+    if not paths:
+        raise UserError("name at least one table of runs")
+    ingested = from_tables(paths, tables)
+    runs = to_runs(ingested)
+    if is_table(into):
+        write_table(ingested, into)
+    else:
+        write_runs(runs, into)
+    columns = list(summaries(ingested))
+    if as_json:
+        _show.document(
+            {
+                "into": into, "form": ingested.form, "runs": len(runs), "rows": ingested.rows,
+                "dropped": ingested.dropped, "notes": ingested.notes, "columns": columns,
+            }
+        )  # fmt: skip
+        return 0
+    for row in columns:
+        row |= {key: f"{row[key]:.6g}" for key in ("least", "largest")} | {"values": str(row["values"])}
+    _show.table(columns)
+    _show.warn(said(ingested), most=30)
+    kept = ingested.rows - sum(ingested.dropped.values())
+    print(f"{len(runs)} runs from {kept} of {ingested.rows} rows ({ingested.form}): {into}")
+    return 0
 
 
 def _folder(path: Path) -> Path:

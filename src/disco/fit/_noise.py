@@ -2,10 +2,125 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import optimize
+
+from disco.fit._result import Result
 
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Noise(Result):
+    """A standard deviation of the loss of one run, and how well it is known."""
+
+    sd: float
+    """Nats."""
+    freedom: float
+    """Degrees of freedom of its estimate; infinite: exact."""
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """What one scan says about the noise of its runs: independent contrasts z ~ N(0, sigma^2 + bend), in which the
+    polynomial has dropped out and ``bend`` is the variance that the shape of the curve may add, and repeated runs."""
+
+    z: Array
+    bend: Array
+    squares: float
+    """Squared deviations of runs (seeds) from the mean at their x."""
+    freedom: float
+    """Degrees of freedom of ``squares``."""
+
+
+WINDOW_FREEDOM = 2.0
+"""Degrees of freedom that all windows of a study together count as."""
+SMOOTH_CELLS, SMOOTH_FREEDOM = 6, 12.0
+"""Cells and degrees of freedom from which on the noise may depend on batch and tokens."""
+
+
+def pooled_noise(
+    scans: Sequence[Contrasts | None], batch: ArrayLike, tokens: ArrayLike, runs: Sequence[object] | None = None,
+    windows: ArrayLike | None = None,
+) -> list[Noise | None]:  # fmt: skip
+    """Standard deviation of the loss of one run in every cell, pooled over all of them.
+
+    By restricted likelihood from the residuals of the cells' own curves and the spread between seeds. How much the
+    curves bend is estimated with it, within a factor of e or so of what ``_smooth`` assumes. log sigma is linear in
+    log batch and log tokens where Akaike's criterion prefers that and there are six cells and twelve degrees of
+    freedom.
+
+    Args:
+        scans: One per cell; None where a cell says nothing.
+        batch, tokens: Positive, of each cell.
+        runs: Cells of equal entries share their runs, as horizons of one batch do. Their noise is correlated, and H of
+            them count as the square root of H. None: all independent.
+        windows: Spread within a run's last evaluations, one per cell. It does not see the seed, but contains the fall
+            of the loss; so all of them together count as an estimate with two degrees of freedom: to a factor of two.
+
+    Returns:
+        One per cell, its degrees of freedom those of the pool; None where nothing is known.
+    """
+    nothing: list[Noise | None] = [None] * len(scans)
+    some = [scan for scan in scans if scan is not None]
+    rows = np.array([scan is not None for scan in scans])
+    window = pooled(np.zeros(0) if windows is None else windows)
+    seen = WINDOW_FREEDOM if window > 0 else 0.0
+    information = sum(len(scan.z) + scan.freedom for scan in some) + seen
+    squares = sum(float(scan.z @ scan.z) + scan.squares for scan in some) + (seen * window**2 if seen else 0.0)
+    if not some or information < 1 or squares <= 0:
+        return nothing
+    logs = np.stack([np.log2(np.asarray(batch, dtype=float)), np.log2(np.asarray(tokens, dtype=float))], axis=1)
+    logs = logs - logs.mean(axis=0)
+
+    top = math.log(squares / information)
+    lowest = top - 14
+
+    def loss(parameters: Array) -> float:
+        """Minus twice the log-likelihood, of log sigma^2 = level + slopes (log batch, log tokens), and bend times e^t
+        with t ~ N(0, 1)."""
+        level, t, *slopes = parameters
+        total = t * t - 0.5 * level + 100 * max(0.0, lowest - level)  # the prior of sigma is that of ``_smooth``
+        if seen:
+            total += seen * (level + window**2 * math.exp(-max(level, lowest - 14)))
+        for scan, at in zip(some, logs[rows], strict=True):
+            log_square = max(level + float(at[: len(slopes)] @ slopes), lowest - 14)
+            variance = math.exp(log_square) + math.exp(t) * scan.bend
+            total += float(np.sum(np.log(variance) + scan.z**2 / variance))
+            total += scan.freedom * log_square + scan.squares * math.exp(-log_square)
+        return total
+
+    # From the top and from far below: where the bend explains nearly all there are two maxima.
+    starts = [np.array([level, 0.0]) for level in (top, top - 4)]
+    best = min((_minimum(loss, start) for start in starts), key=lambda found: found[0])
+    varied = bool(np.all(np.ptp(logs[rows], axis=0) > 0))
+    if varied and len(some) >= SMOOTH_CELLS and information >= SMOOTH_FREEDOM:
+        sloped = _minimum(loss, np.append(best[1], [0.0, 0.0]))
+        if sloped[0] < best[0] - 4:
+            best = sloped
+    level, t, *slopes = best[1]
+    square = np.exp(level + logs[:, : len(slopes)] @ slopes)
+    groups: dict[object, list[float]] = {}
+    for index, scan in enumerate(scans):
+        if scan is not None:  # curvature of the likelihood in log sigma^2, in units of that of one plain residual
+            share = float(np.sum((square[index] / (square[index] + math.exp(t) * scan.bend)) ** 2)) + scan.freedom
+            groups.setdefault(index if runs is None else runs[index], []).append(share)
+    freedom = sum(sum(shares) / math.sqrt(len(shares)) for shares in groups.values()) + seen - len(slopes)
+    if freedom < 1:
+        return nothing
+    return [Noise(float(math.sqrt(value)), float(freedom)) for value in square]
+
+
+def _minimum(loss: Callable[[Array], float], start: Array) -> tuple[float, Array]:
+    found = optimize.minimize(
+        loss, start, method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-3, "maxiter": 2000}
+    )
+    return float(found.fun), np.asarray(found.x)
 
 
 def weights(sigma: ArrayLike | None, n: int, floor: bool) -> Array:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy import stats
+from numpy.typing import ArrayLike, NDArray
 
 from disco.errors import UserError
-from disco.fit._noise import Array, effective, weights
+from disco.fit._flags import bounds, edges, valleys
+from disco.fit._noise import Array, Contrasts, Noise, effective, weights
+from disco.fit._parabola import Parabola
 from disco.fit._result import Result
+from disco.fit._smooth import Curve, curve
 
+Indices = NDArray[np.intp]
 Recipe = Literal["paper", "quadratic"]
 
 PAPER_POINTS = 7
 """Runs in the paper's fit: those nearest in log2 norm to the lowest loss (arXiv:2510.03871)."""
 LOCAL_POINTS = 5
-"""Fewest distinct abscissae of the local quadratic, where the grid has so many."""
+"""Fewest distinct abscissae of the local fit, where the grid has so many."""
 LOCAL_REACH = 1.5
-"""Octaves on either side of the minimum within which all points join the local quadratic."""
+"""Octaves on either side of the minimum within which all points join the local fit."""
+LOCAL_FAR, LOCAL_ENOUGH = 2.1, 9
+"""Points up to so many octaves away join as well, until there are so many distinct abscissae."""
 FEW = 4
 """Fewest distinct abscissae with a finite loss; with less the curve cannot contradict the parabola."""
 
@@ -49,6 +54,10 @@ class Optimum(Result):
     effective: float
     """Their effective number after weighting (Kish)."""
     recipe: str
+    model: str = "quadratic"
+    """Polynomial of the fit: "cubic" when Akaike's criterion asks for it. The quadratic allows for lopsidedness too."""
+    sigma: float = math.nan
+    """Standard deviation of the noise of one run, as the fit sees it (nats); NaN with recipe "paper"."""
 
     @property
     def usable(self) -> bool:
@@ -64,6 +73,7 @@ def optimum(
     anchor: float | None = None,
     *,
     confidence: float = 0.9,
+    noise: float | Noise | None = None,
 ) -> Optimum:
     """Finds the minimum of a loss curve from a few noisy runs.
 
@@ -72,25 +82,33 @@ def optimum(
         y: Loss in nats. Not finite means that the run diverged: it takes no part in the fit but bounds the grid on
             its side, so the lowest loss next to it is not at an edge. Where such a run has no norm, x = inf or -inf
             says on which side it is.
-        sigma: Standard deviation of each loss; None or all 0: equal weights.
+        sigma: Standard deviation of each loss, used as relative weights; None or all 0: equal weights.
         recipe: "paper" is that of arXiv:2510.03871: least squares y = a x^2 + b x + anchor, weights 1/sigma^2, over
             the seven runs nearest to the lowest. It is a recipe, not an estimator: the fixed constant pulls the
             vertex, so its interval does not promise to cover the true minimum. "quadratic" has a free constant and
-            is local: the five distinct x nearest to the minimum and all others within 1.5 octaves of it; it has no x
-            when its vertex lies outside the grid. On a lopsided curve the vertex leans to the flat side (0.1 octave
-            on a grid of octaves where one flank is half again as steep), which the interval does not know of.
+            is local: all points within 1.5 octaves of the minimum, up to 2.1 while there are fewer than nine distinct
+            x, and at least the five nearest to it. Its
+            polynomial is a parabola, or a cubic where AICc asks for it (Hurvich & Tsai 1989, Biometrika 76:297), and
+            its interval allows for a curve that is neither, such as one with a flank steeper than the other, as far
+            as published curves go. Points more than 3 standard deviations off the curve through the others lose
+            weight. It has no x when its vertex lies outside the grid.
         anchor: Loss at x = 0, measured at step 0, where all norms are 1. Needed by "paper" and used by it only.
-        confidence: Level of the intervals: Fieller's for x (a ratio of two estimates; Fieller 1954, J. R. Stat. Soc. B
-            16:175), Student's t by the residuals for y.
+        confidence: Level of the intervals. "paper": Fieller's for x (a ratio of two estimates; Fieller 1954, J. R.
+            Stat. Soc. B 16:175), Student's t by the residuals for y. "quadratic": posterior, see ``_smooth``.
+        noise: Standard deviation of the loss of one run in nats, from outside these points, such as pooled over a
+            study, with its degrees of freedom as ``Noise(sd, freedom)`` (a number: taken as exact). With five to
+            seven points it makes the difference between an interval and a guess. Not used by "paper".
 
     Returns:
         The minimum. Its flags: "edge-low", "edge-high": the lowest distinct x is the first or last, or the vertex lies
-        outside; "flat": the curvature is not told from 0 at this confidence; "few-points": fewer than four distinct x;
-        "no-minimum": the parabola opens downward (or has too few points), or its vertex lies between the last run and
-        one that diverged.
+        outside; "flat": the points do not bound the minimum at this
+        confidence (or it opens downward by no more than the noise); "multi-modal": two local minima, with
+        a barrier between them that the noise does not explain; "few-points": fewer than four distinct x; "no-minimum":
+        the curve opens downward (or has too few points), or its vertex lies between the last run and one that diverged.
 
     Raises:
-        UserError: arrays of different length, an unknown recipe, or the paper's without its anchor.
+        UserError: arrays of different length, an unknown recipe, the paper's without its anchor, or noise that is not
+            positive.
     """
     xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     spread = None if sigma is None else np.asarray(sigma, dtype=float)
@@ -101,157 +119,240 @@ def optimum(
         raise UserError(f"optimum: recipe must be 'paper' or 'quadratic', got {recipe!r}")
     if recipe == "paper" and (anchor is None or not math.isfinite(anchor)):
         raise UserError(f"optimum: recipe 'paper' needs anchor, the loss at step 0, got {anchor!r}")
+    known = _known(noise)
 
     finite = np.flatnonzero(np.isfinite(xs) & np.isfinite(ys))
     if not len(finite):
         return _nothing(recipe, None, ("few-points", "no-minimum"))
-    grid, mean = _distinct(xs[finite], ys[finite])
-    lowest = int(np.argmin(mean))
-    low, high = _bounds(grid, xs[~np.isnan(xs) & ~np.isfinite(ys)])
-    flags = _edges(lowest, grid, low, high)
+    points = _Points(xs[finite], ys[finite], None if spread is None else spread[finite])
+    low, high = bounds(points.grid, xs[~np.isnan(xs) & ~np.isfinite(ys)])
+    flags = edges(points.lowest, points.grid, low, high)
     best = int(finite[np.argmin(ys[finite])])
-    columns = 2 if recipe == "paper" else 3
-    if len(grid) < FEW:
+    if len(points.grid) < FEW:
         flags.append("few-points")
-    if len(grid) < columns:
+    if len(points.grid) < (2 if recipe == "paper" else 3):
         return _nothing(recipe, best, (*flags, "no-minimum"))
-
     if recipe == "paper":
-        near = finite[np.argsort(np.abs(xs[finite] - xs[best]), kind="stable")[:PAPER_POINTS]]
-        fit = _Parabola(xs[near], ys[near], spread if spread is None else spread[near], anchor)
+        found = _paper(points, xs[best], anchor, confidence)
     else:
-        fit = _local(xs[finite], ys[finite], spread if spread is None else spread[finite], grid, lowest)
-
-    interval, flat = fit.interval(confidence)
-    if flat:
-        flags.append("flat")
-    vertex = fit.vertex
-    side = "edge-low" if vertex < grid[0] else "edge-high"
-    if fit.a <= 0:
+        found, outliers = _local(points, known, confidence)
+        rest = np.delete(np.arange(len(points.grid)), outliers)
+        flags += valleys(points.grid[rest], points.mean[rest], points.runs[rest], found.sigma, known)
+    flags += found.flags
+    side = "edge-low" if found.x < points.grid[0] else "edge-high"
+    inside = points.grid[0] <= found.x <= points.grid[-1]
+    if not found.curvature > 0:
         flags.append("no-minimum")
-    elif not low <= vertex <= high and side not in flags:
-        flags.append(side)
-    elif not grid[0] <= vertex <= grid[-1] and side not in flags:
+    elif not low <= found.x <= high:
+        flags += [side] if side not in flags else []
+    elif not inside and side not in flags:
         flags.append("no-minimum")  # it lies between the last run and a diverged one: bracketed, but not measured
-    if fit.a <= 0 or (recipe == "quadratic" and not grid[0] <= vertex <= grid[-1]):
-        return _nothing(recipe, best, tuple(flags), fit)
-    distance = np.abs(xs[finite] - vertex)
-    nearest = finite[np.lexsort((ys[finite], distance))[0]]
-    return Optimum(
-        x=vertex,
-        y=fit.value,
-        nearest=int(nearest),
-        interval=interval,
-        y_interval=fit.value_interval(confidence),
-        curvature=fit.a,
-        flags=tuple(flags),
-        n=fit.n,
-        effective=fit.effective,
-        recipe=recipe,
+    found = replace(found, flags=tuple(flags), nearest=best)
+    if not found.curvature > 0 or (recipe == "quadratic" and not inside):
+        return replace(found, x=math.nan, y=math.nan, interval=None, y_interval=None)
+    distance = np.abs(xs[finite] - found.x)
+    return replace(found, nearest=int(finite[np.lexsort((ys[finite], distance))[0]]))
+
+
+def variants(
+    x: ArrayLike, y: ArrayLike, sigma: ArrayLike | None = None, anchor: float | None = None,
+    lr: ArrayLike | None = None, *, confidence: float = 0.9,
+) -> dict[str, Optimum]:  # fmt: skip
+    """The fit variants of arXiv:2510.03871 side by side, to see how much the choice matters.
+
+    Each is a parabola by least squares: "<constant>, <weights>, <points>", such as "anchor, 1/sigma^2, 7 points", which
+    is ``recipe="paper"``. Constants: "anchor" (fixed at the loss of step 0; only where that is given) and "free".
+    Weights: "1/sigma^2" (only where a sigma is positive) and "equal". Points: the 5 or 7 nearest to the lowest, or all.
+    Last comes "local", the default recipe. With ``lr`` (log2, beside the log2 norms ``x``) come those with a free
+    constant again over the learning rate, named "lr: ...", their x being a log2 learning rate.
+
+    Raises:
+        UserError: arrays of different length.
+    """
+    spread = None if sigma is None else np.asarray(sigma, dtype=float)
+    weighted = spread is not None and bool(np.any(spread > 0))
+    result = {}
+    axes: dict[str, tuple[ArrayLike, float | None]] = {"": (x, anchor)}
+    if lr is not None:
+        axes["lr: "] = (lr, None)
+    for axis, (values, constant) in axes.items():
+        for fixed in (constant, None) if constant is not None and math.isfinite(constant) else (None,):
+            for weight in (spread, None) if weighted else (None,):
+                for count in (5, PAPER_POINTS, None):
+                    name = (
+                        f"{axis}{'free' if fixed is None else 'anchor'}, "
+                        f"{'equal' if weight is None else '1/sigma^2'}, {count or 'all'} points"
+                    )
+                    result[name] = _variant(values, y, weight, fixed, count, confidence)
+        result[f"{axis}local"] = optimum(values, y, sigma, confidence=confidence)
+    return result
+
+
+def _nothing(recipe: str, nearest: int | None, flags: tuple[str, ...]) -> Optimum:
+    return Optimum(math.nan, math.nan, nearest, None, None, math.nan, flags, 0, 0.0, recipe)
+
+
+def _known(noise: float | Noise | None) -> Noise | None:
+    if noise is None:
+        return None
+    known = noise if isinstance(noise, Noise) else Noise(float(noise), math.inf)
+    if not (math.isfinite(known.sd) and known.sd > 0 and known.freedom > 0):
+        raise UserError(f"optimum: noise must be a positive standard deviation, got {noise!r}; leave it out if unknown")
+    return known
+
+
+class _Points:
+    """Finite points, and the means over runs of equal x."""
+
+    def __init__(self, x: Array, y: Array, sigma: Array | None, floor: bool = True) -> None:
+        self.x, self.y, self.sigma = x, y, sigma
+        self.weight = weights(sigma, len(x), floor=floor)
+        self.grid, self.index = np.unique(x, return_inverse=True)
+        self.runs: Array = np.bincount(self.index, self.weight).astype(float)
+        self.mean = np.bincount(self.index, self.weight * y) / self.runs
+        self.squares = np.bincount(self.index, self.weight * (y - self.mean[self.index]) ** 2)
+        self.repeats = np.bincount(self.index) - 1.0
+
+    @property
+    def lowest(self) -> int:
+        return int(np.argmin(np.bincount(self.index, self.y) / np.bincount(self.index)))
+
+    @property
+    def constant(self) -> bool:
+        """No curve at all, only rounding."""
+        return bool(np.ptp(self.y) <= 1e-12 * np.max(np.abs(self.y)))
+
+
+def _paper(points: _Points, centre: float, anchor: float | None, confidence: float) -> Optimum:
+    near = np.argsort(np.abs(points.x - centre), kind="stable")[:PAPER_POINTS]
+    sigma = None if points.sigma is None else points.sigma[near]
+    return _of_parabola(Parabola(points.x[near], points.y[near], sigma, anchor), "paper", confidence)
+
+
+def _of_parabola(fit: Parabola, recipe: str, confidence: float) -> Optimum:
+    interval, flat = fit.interval(confidence)
+    flags = ("flat",) if flat else ()
+    value = fit.value_interval(confidence)
+    return Optimum(fit.vertex, fit.value, None, interval, value, fit.a, flags, fit.n, fit.effective, recipe)
+
+
+def _variant(
+    x: ArrayLike, y: ArrayLike, sigma: Array | None, anchor: float | None, count: int | None, confidence: float
+) -> Optimum:
+    """One parabola over the ``count`` points nearest to the lowest, flagged as ``optimum`` does."""
+    xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    whole = optimum(xs, ys, sigma)  # for the edges, which are of the grid
+    finite = np.flatnonzero(np.isfinite(xs) & np.isfinite(ys))
+    if len(finite) < (3 if anchor is None else 2):
+        return replace(whole, recipe="variant")
+    best = finite[np.argmin(ys[finite])]
+    near = finite[np.argsort(np.abs(xs[finite] - xs[best]), kind="stable")[:count]]
+    weight = None if sigma is None else sigma[near]
+    found = _of_parabola(Parabola(xs[near], ys[near], weight, anchor), "variant", confidence)
+    edges = [flag for flag in whole.flags if flag in ("edge-low", "edge-high", "few-points")]
+    if not found.curvature > 0:
+        return replace(found, x=math.nan, y=math.nan, interval=None, y_interval=None, flags=(*edges, "no-minimum"))
+    nearest = int(finite[np.argmin(np.abs(xs[finite] - found.x))])
+    return replace(found, nearest=nearest, flags=(*edges, *found.flags))
+
+
+def contrasts(x: ArrayLike, y: ArrayLike) -> Contrasts | None:
+    """What a scan says about the noise of its runs, for ``pooled_noise``; None where it has no minimum."""
+    xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    finite = np.isfinite(xs) & np.isfinite(ys)
+    points = _Points(xs[finite], ys[finite], None)
+    if len(points.grid) < FEW or points.constant:
+        return None
+    found = _walk(points, None, 0.9)[0]
+    return found.contrasts if math.isfinite(found.x) else None
+
+
+def _local(points: _Points, known: Noise | None, confidence: float) -> tuple[Optimum, Indices]:
+    """The local fit, its flags not complete, and the grid points that lost weight as outliers."""
+    if points.constant:
+        nothing = _nothing("quadratic", None, ("flat",))
+        return replace(nothing, curvature=0.0, n=len(points.x), effective=len(points.x)), np.zeros(0, dtype=np.intp)
+    found, cubic, use = _walk(points, known, confidence)
+    turned = math.isfinite(found.x)
+    x = found.x
+    if found.curvature > 0 and not turned:  # it falls through all points: the minimum is beyond the last
+        x = math.copysign(math.inf, -found.slope)
+    if found.curvature > 0:
+        inside = turned and points.grid[0] <= x <= points.grid[-1]
+        flat = inside and found.interval is None and (known is not None or len(use) >= FEW)
+    else:  # it opens downward, by more than the noise or not
+        flat = len(use) >= FEW and Parabola(points.grid[use], points.mean[use], None).interval(confidence)[1]
+    rows = np.isin(points.index, use)
+    weight = points.weight[rows] * (found.weight / points.runs[use])[np.searchsorted(use, points.index[rows])]
+    result = Optimum(
+        x=x,
+        y=found.y,
+        nearest=None,
+        interval=found.interval,
+        y_interval=found.y_interval,
+        curvature=found.curvature,
+        flags=("flat",) if flat else (),
+        n=int(rows.sum()),
+        effective=effective(weight),
+        recipe="quadratic",
+        model="cubic" if cubic else "quadratic",
+        sigma=found.sigma,
     )
+    return result, use[found.weight < 0.99 * points.runs[use]]
 
 
-def _nothing(recipe: str, nearest: int | None, flags: tuple[str, ...], fit: _Parabola | None = None) -> Optimum:
-    curvature, n, effective_n = (fit.a, fit.n, fit.effective) if fit else (math.nan, 0, 0.0)
-    return Optimum(math.nan, math.nan, nearest, None, None, curvature, flags, n, effective_n, recipe)
+def window(grid: Array, centre: float) -> Indices:
+    """Indices of the sorted distinct x that join the local fit around ``centre``."""
+    distance = np.abs(grid - centre)
+    near = np.append(np.sort(distance), math.inf)
+    reach = max(
+        LOCAL_REACH, min(near[min(LOCAL_ENOUGH, len(grid)) - 1], LOCAL_FAR), near[min(LOCAL_POINTS, len(grid)) - 1]
+    )
+    return np.flatnonzero(distance <= reach + 1e-9)
 
 
-def _distinct(x: Array, y: Array) -> tuple[Array, Array]:
-    """Sorted distinct x and the mean of y at each."""
-    grid, index = np.unique(x, return_inverse=True)
-    return grid, np.bincount(index, y) / np.bincount(index)
-
-
-def _bounds(grid: Array, diverged: Array) -> tuple[float, float]:
-    """Range in which a minimum can lie: the grid, extended to the nearest diverged run on either side."""
-    low, high = grid[0], grid[-1]
-    below, above = diverged[diverged < low], diverged[diverged > high]
-    steps = np.diff(grid) if len(grid) > 1 else np.zeros(1)
-    if len(below):
-        low = below.max() if np.isfinite(below.max()) else low - steps[0]
-    if len(above):
-        high = above.min() if np.isfinite(above.min()) else high + steps[-1]
-    return float(low), float(high)
-
-
-def _edges(lowest: int, grid: Array, low: float, high: float) -> list[str]:
-    flags = []
-    if lowest == 0 and low == grid[0]:
-        flags.append("edge-low")
-    if lowest == len(grid) - 1 and high == grid[-1]:
-        flags.append("edge-high")
-    return flags
-
-
-def _local(x: Array, y: Array, sigma: Array | None, grid: Array, lowest: int) -> _Parabola:
-    """The quadratic around its own vertex: it starts at the lowest point and moves until its points do not change."""
-    centre, seen = grid[lowest], []
+def _walk(points: _Points, known: Noise | None, confidence: float) -> tuple[Curve, bool, Indices]:
+    """The fit around its own vertex: it starts at the lowest point and moves until its points do not change. With it,
+    whether it is a cubic, and the indices of its points in the grid."""
+    grid, centre, seen = points.grid, float(points.grid[points.lowest]), []
     while True:
-        distance = np.sort(np.abs(grid - centre))
-        reach = max(distance[min(LOCAL_POINTS, len(grid)) - 1], LOCAL_REACH)
-        use = np.abs(x - centre) <= reach
-        fit = _Parabola(x[use], y[use], None if sigma is None else sigma[use])
-        points = tuple(np.flatnonzero(use))
-        if points in seen or fit.a <= 0 or not grid[0] <= fit.vertex <= grid[-1]:
-            return fit
-        seen.append(points)
-        centre = fit.vertex
+        use = window(grid, centre)
+        found, cubic = _fit(points, use, known, confidence)
+        ends = (int(use[0]), int(use[-1]))
+        vertex = found.x if math.isfinite(found.x) else float(grid[use[0] if found.slope > 0 else use[-1]])
+        if ends in seen or not found.curvature > 0 or not grid[0] <= vertex <= grid[-1]:
+            return found, cubic, use
+        seen.append(ends)
+        centre = vertex
 
 
-class _Parabola:
-    """Least squares y = a u^2 + b u + c with u = x - shift; with ``anchor`` the constant is fixed and shift is 0."""
+def _fit(points: _Points, use: Indices, known: Noise | None, confidence: float) -> tuple[Curve, bool]:
+    x, y, runs = points.grid[use], points.mean[use], points.runs[use]
+    within = float(points.squares[use].sum()), float(points.repeats[use].sum())
+    outside = None if known is None else (known.sd, known.freedom)
+    if _asks_for_cubic(x, y, runs, within, known):
+        found = curve(x, y, runs, within, outside, True, confidence)
+        if _asks_for_cubic(x, y, found.weight, within, known):  # not for the sake of one bad run
+            return found, True
+    return curve(x, y, runs, within, outside, False, confidence), False
 
-    def __init__(self, x: Array, y: Array, sigma: Array | None, anchor: float | None = None) -> None:
-        free = anchor is None
-        self._shift = float(np.mean(x)) if free else 0.0
-        u = x - self._shift
-        design = np.stack([u**2, u, np.ones_like(u)][: 3 if free else 2], axis=1)
-        target = y - (anchor or 0.0)
-        weight = weights(sigma, len(x), floor=free)
-        root = np.sqrt(weight)
-        solution, *_ = np.linalg.lstsq(design * root[:, None], target * root)
-        self.a, self._b = float(solution[0]), float(solution[1])
-        self._c = float(solution[2]) if free else float(anchor or 0.0)
-        self.n, self.effective = len(x), effective(weight)
-        self._freedom = len(x) - design.shape[1]
-        self._constant = bool(np.ptp(y) <= 1e-12 * np.max(np.abs(y)))  # no curve at all, only rounding
-        residual = target - design @ solution
-        variance = float(np.sum(weight * residual**2)) / self._freedom if self._freedom > 0 else math.nan
-        self._covariance = variance * np.linalg.pinv((design * weight[:, None]).T @ design, hermitian=True)
 
-    @property
-    def _turn(self) -> float:
-        return -self._b / (2 * self.a) if self.a else math.nan
-
-    @property
-    def vertex(self) -> float:
-        return self._turn + self._shift
-
-    @property
-    def value(self) -> float:
-        return self._c - self._b**2 / (4 * self.a)
-
-    def interval(self, confidence: float) -> tuple[tuple[float, float] | None, bool]:
-        """Fieller's interval of the vertex, and whether the curvature is not told from 0 (then it has none)."""
-        if self._freedom < 1 or self._constant:
-            return None, self._constant
-        t2 = stats.t.ppf((1 + confidence) / 2, self._freedom) ** 2
-        (v_aa, v_ab), (_, v_bb) = self._covariance[:2, :2]
-        # All u with (b + 2 a u)^2 <= t^2 Var(b + 2 a u): a quadratic p u^2 + 2 q u + r <= 0.
-        p = 4 * (self.a**2 - t2 * v_aa)
-        q = 2 * (self.a * self._b - t2 * v_ab)
-        r = self._b**2 - t2 * v_bb
-        if p <= 0:
-            return None, True
-        half = math.sqrt(max(q * q - p * r, 0.0)) / float(p)
-        centre = float(self._shift - q / p)
-        return (centre - half, centre + half), False
-
-    def value_interval(self, confidence: float) -> tuple[float, float] | None:
-        """Interval of the loss at the vertex, to first order in the errors."""
-        if self._freedom < 1:
-            return None
-        gradient = np.array([self._turn**2, self._turn, 1.0])[: len(self._covariance)]
-        error = math.sqrt(max(float(gradient @ self._covariance @ gradient), 0.0))
-        half = float(stats.t.ppf((1 + confidence) / 2, self._freedom)) * error
-        return self.value - half, self.value + half
+def _asks_for_cubic(x: Array, y: Array, runs: Array, within: tuple[float, float], known: Noise | None) -> bool:
+    """Whether AICc prefers a cubic to a parabola; with a known noise, whether AIC does."""
+    if len(x) < 5:
+        return False
+    u, root = x - x.mean(), np.sqrt(runs)
+    square = []
+    for degree in (2, 3):
+        design = np.vander(u, degree + 1) * root[:, None]
+        residual = y * root - design @ np.linalg.lstsq(design, y * root)[0]
+        square.append(float(residual @ residual))
+    if known is not None:
+        return square[0] - square[1] > 2 * known.sd**2 * (1 + 2 / known.freedom)
+    n = len(x) + within[1]
+    floor = 1e-24 * float(y @ y)
+    criterion = [
+        n * math.log((rss + within[0] + floor) / n) + 2 * k * n / (n - k - 1) if n > k + 1 else math.inf
+        for rss, k in zip(square, (4, 5), strict=True)
+    ]
+    return criterion[1] < criterion[0]

@@ -13,6 +13,7 @@ from scipy import stats
 
 from disco.errors import UserError
 from disco.fit._noise import effective
+from disco.fit._regression import tobit
 from disco.fit._result import Result
 
 
@@ -41,15 +42,27 @@ class PowerLaw(Result):
     warnings: tuple[str, ...]
     covariance: tuple[tuple[float, ...], ...]
     """Of the intercept and the exponents, in this order."""
+    censored: int = 0
+    """Points known only to lie beyond a bound; not counted in ``n``."""
+    misfit: float = math.nan
+    """Scatter around the law that the noise of the runs does not explain, in octaves; NaN without resamples."""
+    bootstraps: int = 0
+    """Resamples of whole runs behind the standard errors; 0: they come from the scatter of the points."""
+    degrees: float = math.nan
+    """Effective degrees of freedom of resampled standard errors, which rest on runs and points both; otherwise NaN."""
 
     @property
     def freedom(self) -> int:
         """Points minus parameters."""
         return self.n - len(self.covariance)
 
+    def quantile(self, confidence: float) -> float:
+        """Standard errors to either side of an estimate (Student's t); infinite with as many parameters as points."""
+        return _student(confidence, self.freedom if math.isnan(self.degrees) else self.degrees)
+
     def interval(self, name: str, confidence: float = 0.9) -> tuple[float, float]:
         """Confidence interval of one exponent (Student's t); NaN with as many parameters as points."""
-        half = _student(confidence, self.freedom) * self.standard_errors[name]
+        half = self.quantile(confidence) * self.standard_errors[name]
         return self.exponents[name] - half, self.exponents[name] + half
 
     def predict(self, values: Mapping[str, float], confidence: float = 0.9) -> Prediction:
@@ -58,12 +71,14 @@ class PowerLaw(Result):
         log2 = float(row @ np.array([self.intercept, *self.exponents.values()]))
         if self.freedom < 1:
             return Prediction(log2, -math.inf, math.inf)
-        variance = float(row @ np.array(self.covariance) @ row) + self.scatter**2
-        half = _student(confidence, self.freedom) * math.sqrt(max(variance, 0.0))
+        # What is predicted is the true optimum: of the scatter only what noise does not explain applies to it.
+        around = self.scatter if math.isnan(self.misfit) else self.misfit
+        variance = float(row @ np.array(self.covariance) @ row) + around**2
+        half = self.quantile(confidence) * math.sqrt(max(variance, 0.0))
         return Prediction(log2, log2 - half, log2 + half)
 
 
-def _student(confidence: float, freedom: int) -> float:
+def _student(confidence: float, freedom: float) -> float:
     return float(stats.t.ppf((1 + confidence) / 2, freedom)) if freedom > 0 else math.inf
 
 
@@ -76,6 +91,7 @@ def power_law(
     x: Mapping[str, ArrayLike],
     weights: ArrayLike | None = None,
     interactions: bool = False,
+    censored: ArrayLike | None = None,
 ) -> PowerLaw:
     """Fits log2 y = intercept + sum_i e_i log2 x_i by (weighted) least squares.
 
@@ -85,6 +101,9 @@ def power_law(
         weights: Relative weights, one per point; None means equal ones.
         interactions: Add the product log2 x_i log2 x_j of every pair, named "i:j". The other exponents are then those
             where the partner is 1, far from the data; the product's own does not depend on units.
+        censored: Per point 0 (measured), +1 (the truth lies above y, as for an optimum beyond the largest learning
+            rate of a grid) or -1 (below). Maximum likelihood for normal scatter (Tobin 1958) then takes the place of
+            least squares, which it equals when nothing is censored.
 
     Returns:
         The law. Standard errors come from the scatter of the points, taken as independent; horizons of one run are
@@ -109,7 +128,9 @@ def power_law(
         raise UserError(f"power_law: weights must be {len(target)} positive numbers, got shape {weight.shape}")
     weight = weight / weight.mean() if len(weight) else weight
 
-    design = np.stack([np.ones_like(target), *columns.values()], axis=1)
+    side = _sides(censored, len(target))
+    everything, bounds, weights_of_all = np.stack([np.ones_like(target), *columns.values()], axis=1), target, weight
+    design, target, weight = everything[side == 0], target[side == 0], weight[side == 0]
     n, parameters = design.shape
     if n < parameters:
         raise UserError(f"power_law: {parameters} parameters need at least as many points, got {n}")
@@ -135,6 +156,11 @@ def power_law(
     shift[0, 1:] = -np.average(design[:, 1:], axis=0, weights=weight)
     centred = np.linalg.inv((scaled / length).T @ (scaled / length)) / np.outer(length, length)
     covariance = variance * shift @ centred @ shift.T
+    scatter = math.sqrt(variance)
+    if np.any(side) and freedom:
+        found = tobit(everything, bounds[None], side[None], weights_of_all)
+        solution, covariance, scatter = found[0][0], found[1][0], float(found[2][0])
+        square = float(np.sum(weight * (target - design @ solution) ** 2))
     error = np.sqrt(np.diag(covariance))
     return PowerLaw(
         exponents={name: float(value) for name, value in zip(columns, solution[1:], strict=True)},
@@ -142,11 +168,19 @@ def power_law(
         intercept=float(solution[0]),
         intercept_error=float(error[0]),
         r2=1 - square / total if total > 0 else math.nan,
-        scatter=math.sqrt(variance),
+        scatter=scatter,
         n=n,
         warnings=tuple(_warnings(columns, freedom, condition, weight, interactions)),
         covariance=tuple(tuple(float(value) for value in row) for row in covariance),
+        censored=int(np.count_nonzero(side)) if freedom else 0,
     )
+
+
+def _sides(censored: ArrayLike | None, n: int) -> np.ndarray:
+    side = np.zeros(n, dtype=int) if censored is None else np.asarray(censored)
+    if side.shape != (n,) or not np.isin(side, (-1, 0, 1)).all():
+        raise UserError(f"power_law: censored must be {n} values of -1, 0 and +1, got {side.tolist()}")
+    return side.astype(int)
 
 
 def _log2(name: str, values: ArrayLike) -> np.ndarray:

@@ -11,16 +11,18 @@ import numpy as np
 
 from disco.errors import UserError
 from disco.fit._cells import Cell, Columns, Horizon, complete, fit_cell, fit_horizon, split
+from disco.fit._joint import Joint, NearOptimal, bottom
+from disco.fit._laws import MIN_HORIZONS
+from disco.fit._layer_groups import LayerGroups, layer_groups, varies
+from disco.fit._regret import Rolling
+from disco.fit._resample import resample
 from disco.fit._result import Result
-from disco.fit._rules import PowerLaw, power_law
+from disco.fit._scaling import Composite, Rule, Scaling
+from disco.fit._surface import DRAWS, Surface, surface
 from disco.fit._transfer import Transfer, margin_for, norm_transfer
 from disco.runs.units import exact, two_to
 
 NORM = "norm/output/rms_to_inf"
-MIN_HORIZONS = 3
-"""Numbers of tokens that a rule over tokens needs: with two, nothing can contradict it."""
-MIN_CELLS = 5
-"""Cells that a rule in batch and tokens needs: three parameters and two to tell the scatter."""
 TOLERANCE = 0.01
 """Nats that a reused norm may cost for the verdict "transfers"."""
 
@@ -35,27 +37,6 @@ class FirstHit(Result):
     lr: float
     """log2 of the learning rate."""
     tokens: float
-
-
-@dataclass(frozen=True)
-class Rule(Result):
-    """A scaling rule of one model, or why there is none."""
-
-    family: str
-    model: str
-    name: str
-    """"lr(batch, tokens)", "batch(tokens)", "lr(tokens)", "norm(tokens)" or "first-hit lr(batch, tokens)"."""
-    recipe: str
-    """Where its optima come from: "quadratic" or "paper" (see ``optimum``)."""
-    condition: str
-    """What is held fixed or assumed, in words."""
-    law: PowerLaw | None
-    n: int
-    """Optima it rests on."""
-    left_out: int
-    """Cells or horizons that are not optima (edges of the grid, flat, few points)."""
-    reason: str
-    """Empty, or why there is no law and what is needed."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +60,28 @@ class Path(Result):
 
 
 @dataclass(frozen=True)
+class Bottom(Result):
+    """The joint optimum of one model at one number of tokens, and what is as good."""
+
+    family: str
+    model: str
+    parameters: float
+    tokens: int
+    optimum: Joint
+    near: NearOptimal
+    """Within the noise of one run."""
+
+
+@dataclass(frozen=True)
+class OneStage(Result):
+    """One model of the loss over all runs of a family, or why there is none."""
+
+    family: str
+    surface: Surface | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class StudyFit(Result):
     """Everything that is fitted to a study. ``to_dict`` is the content of fit.json."""
 
@@ -91,6 +94,20 @@ class StudyFit(Result):
     hits: tuple[FirstHit, ...]
     warnings: tuple[str, ...]
     version: int = 1
+    bottoms: tuple[Bottom, ...] = ()
+    composites: tuple[Composite, ...] = ()
+    surfaces: tuple[OneStage, ...] = ()
+    bootstraps: int = 0
+    """Resamples of whole runs behind the standard errors of rules; 0: horizons are taken as independent."""
+    rolling: Rolling | None = None
+    """The largest horizon of each model predicted from the smaller ones; None without resamples or enough horizons."""
+    layers: LayerGroups | None = None
+    """Best ratios of the layer groups' learning rates; None where no ratio was swept."""
+
+    @property
+    def default_stage(self) -> str:
+        """What a plan should rest on: the stage with the least regret in ``rolling``; without it "two-stage"."""
+        return (self.rolling.best if self.rolling else "") or "two-stage"
 
     @property
     def studies(self) -> tuple[tuple[str, str], ...]:
@@ -117,17 +134,33 @@ class StudyFit(Result):
         return next(r for r in self.rules if (r.family, r.model, r.name, r.recipe) == key)
 
 
-def fit_table(columns: Columns, norm: str = NORM) -> StudyFit:
+def fit_table(columns: Columns, norm: str = NORM, bootstraps: int = 0, seed: int = 0) -> StudyFit:
     """Fits a table with one row per run and horizon, as ``disco.runs.table.cells`` makes it.
 
     Args:
         columns: Arrays by name: model, batch (tokens), lr, tokens, loss (nats), and as far as there are any: family,
-            width, depth, parameters, seed, sigma, loss_start, diverged, and the norm.
+            run, width, depth, parameters, seed, sigma, loss_start, diverged, and the norm.
         norm: Column of the norm whose optimum is sought.
+        bootstraps: Resamples of whole runs for the standard errors of rules (1,000 are plenty). Where it is not 0, the
+            one-stage model of the loss and the rolling origin come along. 0: standard errors from the scatter of the
+            optima, which takes horizons as independent.
+        seed: Of the resamples.
 
     Raises:
-        UserError: no rows, a missing column, or a value that is not positive where it must be.
+        UserError: no rows, a missing column, a value that is not positive where it must be, or negative bootstraps.
     """
+    if bootstraps < 0 or 0 < bootstraps < 100:
+        raise UserError(f"fit: bootstraps must be 0 or at least 100, got {bootstraps}")
+    fit = fit_once(columns, norm, bootstraps, seed)
+    if bootstraps and any(len(fit.of(*study)[1]) > MIN_HORIZONS for study in fit.studies):
+        from disco.fit._rolling import rolling_origin  # it fits tables itself
+
+        fit = replace(fit, rolling=rolling_origin(columns, norm=norm))
+    return replace(fit, layers=layer_groups(columns)) if varies(columns) else fit
+
+
+def fit_once(columns: Columns, norm: str, bootstraps: int, seed: int) -> StudyFit:
+    """``fit_table`` without the rolling origin, which calls this for the smaller horizons."""
     table = complete(columns, norm)
     if not len(table["lr"]):
         raise UserError("fit: the table has no rows with a loss; let at least one horizon finish")
@@ -136,11 +169,72 @@ def fit_table(columns: Columns, norm: str = NORM) -> StudyFit:
     horizons = tuple(
         fit_horizon(tuple(group)) for _, group in groupby(cells, key=lambda c: (c.family, c.model, c.tokens))
     )
-    fit = StudyFit(norm, cells, horizons, (), (), (), ())
+    fit = StudyFit(norm, cells, horizons, (), (), (), (), bootstraps=bootstraps)
     hits = tuple(hit for study in fit.studies for hit in _first_hits(*fit.of(*study)))
-    rules = tuple(rule for study in fit.studies for rule in _rules(study, *fit.of(*study), hits))
-    paths = (*_token_paths(fit), *_size_paths(fit, "width", "depth"), *_size_paths(fit, "depth", "width"))
-    return replace(fit, hits=hits, rules=rules, paths=paths, warnings=tuple(_warnings(fit)))
+    resamples = resample(columns, norm, cells, horizons, bootstraps, seed) if bootstraps else None
+    scaling = Scaling(cells, horizons, resamples)
+    rules = [rule for study in fit.studies for rule in scaling.model_rules(*study, *_hit_rows(fit, hits, *study))]
+    bottoms = tuple(_bottoms(fit))
+    best = {(item.family, item.model, item.tokens): item.optimum for item in bottoms}
+    rules += [rule for study in fit.studies for rule in scaling.joint_rules(*study, best)]
+    families = tuple(dict.fromkeys(family for family, _ in fit.studies))
+    rules += [rule for family in families for rule in scaling.family_rules(family)]
+    rules += [rule for family in families for rule in scaling.joint_rules(family, None, best)]
+    composites = (scaling.composite(*study, rules) for study in fit.studies)
+    fit = replace(
+        fit,
+        hits=hits,
+        rules=tuple(rules),
+        paths=(*_token_paths(fit), *_size_paths(fit, "width", "depth"), *_size_paths(fit, "depth", "width")),
+        bottoms=bottoms,
+        composites=tuple(item for item in composites if item),
+        surfaces=tuple(_one_stage(columns, family, min(bootstraps, DRAWS), seed) for family in families)
+        if bootstraps
+        else (),
+    )
+    return replace(fit, warnings=tuple(_warnings(fit)))
+
+
+def _hit_rows(
+    fit: StudyFit, hits: Sequence[FirstHit], family: str, model: str
+) -> tuple[list[tuple[int, float, float]], int]:
+    """First hits of one model, and how many curves could have had one."""
+    cells, _ = fit.of(family, model)
+    own = [(hit.batch, hit.lr, hit.tokens) for hit in hits if (hit.family, hit.model) == (family, model)]
+    return own, len({(cell.batch, point.lr) for cell in cells for point in cell.points})
+
+
+def _bottoms(fit: StudyFit) -> Iterator[Bottom]:
+    for item in fit.horizons:
+        if len(item.batches) < 3:
+            continue
+        cells = [fit.cell(item.family, item.model, batch, item.tokens) for batch in item.batches]
+        rows = [(2.0**point.lr, cell.batch, point.loss) for cell in cells if cell for point in cell.points]
+        lr, batch, loss = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+        yield Bottom(item.family, item.model, item.parameters, item.tokens, *bottom(lr, batch, loss))
+
+
+def _one_stage(columns: Columns, family: str, bootstraps: int, seed: int) -> OneStage:
+    """The surface over the runs of one family; sizes enter where all of them are known."""
+    n = len(columns["lr"])
+    own = np.asarray(columns.get("family", np.full(n, ""))).astype(str) == family
+    own &= ~np.asarray(columns.get("diverged", np.zeros(n)), dtype=bool)
+    use = {name: np.asarray(values)[own] for name, values in columns.items()}
+    sizes = np.asarray(use.get("parameters", np.full(own.sum(), math.nan)), dtype=float)
+    if len(set(use["model"].tolist())) > 1 and not (np.isfinite(sizes).all() and len(np.unique(sizes)) > 1):
+        return OneStage(family, None, "several models and no column parameters that tells them apart")
+    known = sizes if np.isfinite(sizes).all() and len(sizes) else None
+    names = ("model", "batch", "lr", "seed")
+    seed_column = use.get("seed", np.zeros(own.sum()))
+    labels = use.get("run", np.array(["/".join(map(str, k)) for k in zip(
+        *(use.get(name, seed_column).tolist() for name in names), strict=True)]))  # fmt: skip
+    try:
+        found = surface(use["lr"], use["batch"], use["tokens"], use["loss"], known, labels, bootstraps, seed)
+    except UserError as error:
+        return OneStage(family, None, str(error))
+    except np.linalg.LinAlgError:
+        return OneStage(family, None, "the runs do not determine the model: its equations are singular")
+    return OneStage(family, found, "")
 
 
 def _first_hits(cells: Sequence[Cell], horizons: Sequence[Horizon]) -> Iterator[FirstHit]:
@@ -163,81 +257,8 @@ def _first_hits(cells: Sequence[Cell], horizons: Sequence[Horizon]) -> Iterator[
                 break
 
 
-def _rules(
-    study: tuple[str, str], cells: Sequence[Cell], horizons: Sequence[Horizon], hits: Sequence[FirstHit]
-) -> Iterator[Rule]:
-    def rule(name: str, recipe: str, condition: str, rows: Sequence[dict[str, float]], total: int) -> Rule:
-        """Fits "y" of the rows (log2) to their other entries."""
-        planar = "batch, tokens" in name
-        reason = _not_enough(rows, total, planar)
-        law = None
-        if not reason:
-            names = ("batch", "tokens") if planar else ("tokens",)
-            law = power_law([2.0 ** row["y"] for row in rows], {key: [row[key] for row in rows] for key in names})
-            law = _with_interaction(law, rows) if planar else law
-        return Rule(*study, name, recipe, condition, law, len(rows), total - len(rows), reason)
-
-    several = any(len(item.batches) > 1 for item in horizons)
-    best = [item for item in horizons if not item.at_edge]
-    where = "at the best batch" if several else f"at a batch of {exact(horizons[0].batch)} tokens"
-    for recipe in ("quadratic", "paper"):
-        found = [cell for cell in cells if math.isfinite(cell.rate(recipe))]
-        rows = [{"y": c.rate(recipe), "batch": float(c.batch), "tokens": float(c.tokens)} for c in found]
-        yield rule("lr(batch, tokens)", recipe, "", rows, len(cells))
-        rates = [h.smooth_lr if recipe == "quadratic" else _cell_of(cells, h).rate(recipe) for h in best]
-        yield rule("lr(tokens)", recipe, where, _over_tokens(best, rates), len(horizons))
-    inside = [item for item in best if len(item.batches) > 1 and math.isfinite(item.smooth_lr)]
-    rows = _over_tokens(inside, [item.smooth_batch for item in inside])
-    yield rule("batch(tokens)", "quadratic", "at the best learning rate", rows, len(horizons))
-    rows = _over_tokens(best, [item.smooth_norm for item in best])
-    yield rule("norm(tokens)", "quadratic", where, rows, len(horizons))
-    own = [hit for hit in hits if (hit.family, hit.model) == study]
-    rows = [{"y": hit.lr, "batch": float(hit.batch), "tokens": hit.tokens} for hit in own]
-    total = len({(cell.batch, point.lr) for cell in cells for point in cell.points})
-    yield rule("first-hit lr(batch, tokens)", "quadratic", "norm = its optimum", rows, total)
-
-
-def _over_tokens(horizons: Sequence[Horizon], values: Sequence[float]) -> list[dict[str, float]]:
-    pairs = zip(horizons, values, strict=True)
-    return [{"y": value, "tokens": float(item.tokens)} for item, value in pairs if math.isfinite(value)]
-
-
 def _cell_of(cells: Sequence[Cell], item: Horizon) -> Cell:
     return next(cell for cell in cells if (cell.batch, cell.tokens) == (item.batch, item.tokens))
-
-
-def _not_enough(rows: Sequence[dict[str, float]], total: int, planar: bool) -> str:
-    """Why these optima do not carry a rule in tokens, or in batch and tokens; empty when they do."""
-    horizons = len({row["tokens"] for row in rows})
-    if horizons >= MIN_HORIZONS and np.ptp([row["y"] for row in rows]) < 1e-9:
-        return f"not enough: all {len(rows)} optima are at the same grid point, too coarse to tell an exponent"
-    if not planar:
-        found = f"not enough: {len(rows)} of {total} horizons have an optimum and a best batch inside the grids"
-        return f"{found}; needed: {MIN_HORIZONS}" if horizons < MIN_HORIZONS else ""
-    batches = len({row["batch"] for row in rows})
-    if len(rows) >= MIN_CELLS and batches > 1 and horizons >= MIN_HORIZONS:
-        return ""
-    found = (
-        f"{len(rows)} of {total} cells have an optimum inside the grid, at {batches} batches and {horizons} horizons"
-    )
-    return f"not enough: {found}; needed: {MIN_CELLS} at 2 batches and {MIN_HORIZONS} horizons"
-
-
-def _with_interaction(law: PowerLaw, rows: Sequence[dict[str, float]]) -> PowerLaw:
-    """The plane, with a warning when the product of the logarithms is told from 0: then it is no plane."""
-    columns = {name: [row[name] for row in rows] for name in ("batch", "tokens")}
-    if len(rows) < MIN_CELLS + 1:
-        return law
-    try:
-        curved = power_law([2.0 ** row["y"] for row in rows], columns, interactions=True)
-    except UserError:  # the cells do not form a grid on which the product can be told from the plane
-        return law
-    low, high = curved.interval("batch:tokens", 0.95)
-    if low <= 0 <= high:
-        return law
-    value, error = curved.exponents["batch:tokens"], curved.standard_errors["batch:tokens"]
-    note = f"the exponent of the batch changes by {value:+.3f}({error:.3f}) per doubling of tokens: not quite a plane"
-    return replace(law, warnings=(*law.warnings, note))
 
 
 def _token_paths(fit: StudyFit) -> Iterator[Path]:
@@ -287,7 +308,7 @@ def _path(
 
 def _warnings(fit: StudyFit) -> Iterator[str]:
     """What a reader must know before the numbers."""
-    if len({cell.tokens for cell in fit.cells}) > 1:
+    if len({cell.tokens for cell in fit.cells}) > 1 and not fit.bootstraps:
         yield "horizons of one run are correlated but fitted as independent, so standard errors of rules are too small"
     for family, model in fit.studies:
         cells, horizons = fit.of(family, model)

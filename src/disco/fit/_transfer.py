@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import bisect
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
 from disco.errors import UserError
 from disco.fit._result import Result
 from disco.fit._rules import power_law
 
 Verdict = Literal["transfers", "drifts", "cannot tell"]
+
+POWER = 0.8
+"""Chance of a firm verdict that counts as "would tell"."""
+MOST = 1000
+"""Optima beyond which no number is given: the slope is too near to the margin."""
+
+
+@dataclass(frozen=True)
+class Needed(Result):
+    """What would turn "cannot tell" into a verdict, were the slope and the scatter as estimated."""
+
+    verdict: Verdict
+    """The verdict to expect: "transfers" if the estimated slope lies inside the margin, else "drifts"."""
+    optima: int | None
+    """Optima in all, over the same range of scales; None: more than a thousand."""
+    octaves: float | None
+    """Or octaves of scale in all, optima spaced as now; None likewise."""
+    runs: int | None
+    """Runs behind the additional ``optima``; None where the runs of one optimum are not known."""
+    power: float
 
 
 @dataclass(frozen=True)
@@ -28,6 +51,18 @@ class Transfer(Result):
     """Slope, up or down, that would not matter."""
     verdict: Verdict
     n: int
+    error: float = math.nan
+    """Standard error of the slope."""
+    scatter: float = math.nan
+    """Standard deviation of log2 norm* around the line, in octaves."""
+    needed: Needed | None = None
+    """With "cannot tell": what would tell; None if there are too few points to say."""
+
+    @property
+    def strain(self) -> float:
+        """Farthest end of the interval over the margin: below 1 it transfers. Comparable between norms, whose margins
+        differ, and so a rank of which transfers best; NaN without an interval."""
+        return max(map(abs, self.interval)) / self.margin if self.interval else math.nan
 
     @property
     def constant(self) -> bool:
@@ -35,37 +70,77 @@ class Transfer(Result):
         return self.interval is not None and self.interval[0] <= 0 <= self.interval[1]
 
 
-def norm_transfer(scale: ArrayLike, norm: ArrayLike, margin: float, confidence: float = 0.9) -> Transfer:
+def norm_transfer(
+    scale: ArrayLike, norm: ArrayLike, margin: float, confidence: float = 0.9, *, error: float | None = None,
+    runs: float | None = None,
+) -> Transfer:  # fmt: skip
     """Tests whether an optimal norm stays put as a scale (tokens, width, depth) grows.
 
     An equivalence test: "transfers" when the whole interval of the slope lies inside plus or minus ``margin`` (two
     one-sided tests at (1 - confidence) / 2 each; Schuirmann 1987, J. Pharmacokinet. Biopharm. 15:657), "drifts" when
-    it lies wholly outside, otherwise "cannot tell". Not seeing a slope is no proof of none.
+    it lies wholly outside, otherwise "cannot tell", with what would tell. Not seeing a slope is no proof of none.
 
     Args:
         scale: Positive values, one per optimum.
         norm: Optimal norms there (not their logarithms).
         margin: Largest slope, in octaves of norm per octave of scale, that would not matter; see ``margin_for``.
         confidence: Level of the interval.
+        error: Standard error of the slope by other means, such as resampling whole runs, whose horizons are
+            correlated; the larger one counts.
+        runs: Runs behind one optimum, to say how many more runs would tell.
 
     Raises:
         UserError: the margin is not positive, or the arrays cannot be fitted (see ``power_law``).
     """
     if not (math.isfinite(margin) and margin > 0):
         raise UserError(f"norm_transfer: margin must be a positive slope, got {margin}")
-    n = len(np.asarray(scale))
-    if n < 2 or len(np.unique(np.asarray(scale, dtype=float))) < 2:
+    octaves = np.log2(np.asarray(scale, dtype=float)) if len(np.asarray(scale)) else np.zeros(0)
+    n = len(octaves)
+    if n < 2 or len(np.unique(octaves)) < 2:
         return Transfer(math.nan, None, margin, "cannot tell", n)
     law = power_law(norm, {"scale": scale})
+    slope = law.exponents["scale"]
     if law.freedom < 1:
-        return Transfer(law.exponents["scale"], None, margin, "cannot tell", n)
-    low, high = law.interval("scale", confidence)
+        return Transfer(slope, None, margin, "cannot tell", n)
+    spread = max(law.standard_errors["scale"], error or 0.0)
+    half = float(stats.t.ppf((1 + confidence) / 2, law.freedom)) * spread
+    low, high = slope - half, slope + half
     verdict: Verdict = "cannot tell"
+    needed = None
     if -margin <= low and high <= margin:
         verdict = "transfers"
     elif low > margin or high < -margin:
         verdict = "drifts"
-    return Transfer(law.exponents["scale"], (low, high), margin, verdict, n)
+    else:
+        needed = _needed(octaves, slope, spread, margin, confidence, runs)
+    return Transfer(slope, (low, high), margin, verdict, n, spread, law.scatter, needed)
+
+
+def transfers(
+    scale: ArrayLike, norms: Mapping[str, ArrayLike], curvatures: Mapping[str, float], tolerance: float,
+    planned: Sequence[float] = (), confidence: float = 0.9, runs: float | None = None,
+) -> dict[str, Transfer]:  # fmt: skip
+    """The same test for several norms side by side, those that transfer best first (see ``Transfer.strain``).
+
+    Args:
+        scale: Positive values, one per optimum.
+        norms: By name, log2 of the optimal norm at each scale; NaN where there is none, which is left out.
+        curvatures: By name, nats per octave of norm squared around the optimum; norms without a positive one are
+            left out, since nothing says what a drift of theirs would cost.
+        tolerance: Nats that reusing the norm may cost.
+        planned: Scales of runs to come, over which the norm is to be reused as well.
+        confidence, runs: As for ``norm_transfer``.
+    """
+    scales = np.asarray(scale, dtype=float)
+    found = {}
+    for name, values in norms.items():
+        log2 = np.asarray(values, dtype=float)
+        use, curvature = np.isfinite(log2), curvatures.get(name, math.nan)
+        if use.sum() < 2 or not curvature > 0:
+            continue
+        margin = margin_for(curvature, tolerance, octaves_between(scales[use], planned))
+        found[name] = norm_transfer(scales[use], 2 ** log2[use], margin, confidence, runs=runs)
+    return dict(sorted(found.items(), key=lambda item: (math.isnan(item[1].strain), item[1].strain)))
 
 
 def margin_for(curvature: float, tolerance: float, octaves: float) -> float:
@@ -74,6 +149,63 @@ def margin_for(curvature: float, tolerance: float, octaves: float) -> float:
     Args:
         curvature: Nats per octave of norm squared around the optimum (``Optimum.curvature``).
         tolerance: Nats that would not matter.
-        octaves: Range of the scale over which the norm is to be reused.
+        octaves: Range of the scale over which the norm is to be reused; see ``octaves_between``.
+
+    Raises:
+        UserError: one of them is not positive.
     """
+    if not (curvature > 0 and tolerance > 0 and octaves > 0):
+        given = f"curvature {curvature}, tolerance {tolerance}, octaves {octaves}"
+        raise UserError(f"margin_for: all three must be positive, got {given}")
     return math.sqrt(tolerance / curvature) / octaves
+
+
+def octaves_between(fitted: ArrayLike, planned: Sequence[float] = ()) -> float:
+    """Octaves that the fitted and the planned scales span together; without planned ones, one doubling beyond."""
+    logs = np.log2(np.append(np.asarray(fitted, dtype=float), np.asarray(planned, dtype=float)))
+    return float(np.ptp(logs)) + (0.0 if len(planned) else 1.0)
+
+
+def _needed(
+    octaves: np.ndarray, slope: float, error: float, margin: float, confidence: float, runs: float | None
+) -> Needed | None:
+    if not error > 0:
+        return None
+    n, spread = len(octaves), float(np.var(octaves))
+    sigma = error * math.sqrt(n * spread)
+    distinct, span = len(np.unique(octaves)), float(np.ptp(octaves))
+    step, per_scale = span / (distinct - 1), n / distinct
+
+    def tells(optima: int, variance: float) -> bool:
+        spread_of_slope = sigma / math.sqrt(optima * variance)
+        return _power(abs(slope), spread_of_slope, margin, optima - 2, confidence) >= POWER
+
+    more = _first(n + 1, lambda count: tells(count, spread))
+    scales = _first(distinct + 1, lambda count: tells(round(per_scale * count), step**2 * (count**2 - 1) / 12))
+    return Needed(
+        verdict="transfers" if abs(slope) < margin else "drifts",
+        optima=more,
+        octaves=None if scales is None else span + step * (scales - distinct),
+        runs=None if more is None or runs is None else math.ceil((more - n) * runs),
+        power=POWER,
+    )
+
+
+def _first(least: int, tells: Callable[[int], bool]) -> int | None:
+    """Smallest count from ``least`` to ``MOST`` that tells: more always tell better."""
+    if least > MOST or not tells(MOST):
+        return None
+    return least + bisect.bisect_left(range(least, MOST), True, key=tells)
+
+
+def _power(slope: float, error: float, margin: float, freedom: int, confidence: float) -> float:
+    """Chance of a firm verdict when the true slope is this: of two one-sided t tests that both reject (an integral over
+    the chi distribution of the estimated error, as in Phillips 1990, J. Pharmacokinet. Biopharm. 18:137), or of the
+    one-sided test beyond the margin (noncentral t)."""
+    critical = float(stats.t.ppf((1 + confidence) / 2, freedom))
+    if slope > margin:
+        return float(stats.nct.sf(critical, freedom, (slope - margin) / error))
+    ratio = np.sqrt(stats.chi2.ppf((np.arange(64) + 0.5) / 64, freedom) / freedom)
+    upper = (margin - slope) / error - critical * ratio
+    lower = -(margin + slope) / error + critical * ratio
+    return float(np.mean(np.maximum(stats.norm.cdf(upper) - stats.norm.cdf(lower), 0.0)))

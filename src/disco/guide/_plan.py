@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from disco.errors import UserError
-from disco.fit import Cell, Horizon, Prediction, Result, Rule, StudyFit
+from disco.fit import Result, StudyFit
+from disco.guide import _settings
+from disco.guide._advice import Advice, advise
+from disco.guide._cost import Cost, Curvatures, LargestBatch, cost, curvatures, largest_batch
+from disco.guide._estimates import STAGES, Estimate, Said, Stage, agreed, stages
+from disco.guide._growth import Mark, expected_norm, way
+from disco.guide._overlay import Answer, answers, disagreements
+from disco.guide._settings import Difference, Settings
+from disco.guide._target import Size, Target, choose
+from disco.guide._trust import Trust, reasons, verdict
 from disco.runs.units import power, two_to
-
-WIDEST = 2.0
-"""Octaves on either side beyond which a 90% interval says too little to be a recommendation."""
-
-
-@dataclass(frozen=True)
-class Estimate(Result):
-    """One recommended number. ``value`` and ``interval`` are plain numbers, not logarithms."""
-
-    value: float
-    """NaN when nothing can be said."""
-    interval: tuple[float, float] | None
-    """90% interval; None for a default."""
-    source: str
-    """"given", "rule" (fitted and predicted), "mean" (of the fitted optima) or "default" (carried over)."""
-    why: str
-    """What the number rests on, or why there is no better one."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +26,11 @@ class Plan(Result):
 
     family: str
     model: str
+    """Of the study that it is planned from."""
     tokens: int
     batch: Estimate
-    """In tokens: the power of two nearest to the best batch; its interval is not rounded."""
+    """In tokens: the power of two nearest to the best batch, unless given or capped; its interval is that of the best
+    batch and not rounded."""
     lr: Estimate
     """At that batch."""
     norm: Estimate
@@ -46,159 +40,210 @@ class Plan(Result):
     cells: int
     """Cells with an optimum, of this family and model."""
     warnings: tuple[str, ...]
+    """Reasons of ``trust``, gravest first, and what else to know."""
+    trust: Trust = "ok"
+    stage: str = ""
+    """Way from runs to the recommendation: "two-stage", "joint" or "one-stage"."""
+    width: float | None = None
+    """Of the run; None where unknown. So are the next two."""
+    depth: float | None = None
+    parameters: float | None = None
+    horizons: int = 0
+    """Horizons of the study."""
+    span: float = 0.0
+    """Doublings of tokens that they span."""
+    curvature: Curvatures = field(default_factory=Curvatures)
+    cost: Cost = field(default_factory=Cost)
+    largest: LargestBatch | None = None
+    norms: tuple[Mark, ...] = ()
+    """The norm along the way, at a constant learning rate; empty where it cannot be told."""
+    answers: tuple[Answer, ...] = ()
+    """What the stages, recipes and published rules say, the chosen stage first."""
+    unlike: tuple[Difference, ...] = ()
+    """Settings of the run that are not the sweep's, as far as both are known."""
+    advice: tuple[Advice, ...] = ()
+    """Extra runs that would narrow the plan most, per token."""
 
     @property
     def supported(self) -> bool:
         """Whether the learning rate comes from a rule, not from a default."""
-        return self.lr.source == "rule"
+        return self.lr.source in ("rule", "assumed")
 
 
 def plan(
-    fit: StudyFit, tokens: int, batch: int | None = None, model: str | None = None, family: str | None = None
+    fit: StudyFit,
+    tokens: int,
+    batch: int | None = None,
+    model: str | None = None,
+    family: str | None = None,
+    *,
+    width: float | None = None,
+    depth: float | None = None,
+    parameters: float | None = None,
+    max_batch: int | None = None,
+    tolerance: float | None = None,
+    stage: str | None = None,
+    run: Settings | None = None,
+    sweep: Mapping[str, Settings] | None = None,
 ) -> Plan:
     """Recommends learning rate and batch size for ``tokens`` tokens.
 
-    The batch is the rule batch(tokens), rounded to a power of two, unless given; the learning rate is then the rule
-    lr(batch, tokens) there. Where the study does not carry a rule, or its 90% prediction interval is wider than two
-    octaves on either side, the optimum of the largest horizon is carried over instead and called a default.
+    The batch is the best one at that horizon, rounded to a power of two, unless given; the learning rate is the best
+    one at that batch. Both come from the stage of the fit that predicted its own largest horizon best
+    (``StudyFit.default_stage``), with 90% intervals that allow for the disagreement of the other stages. Where no stage
+    carries them, or the interval is wider than two octaves on either side, the optimum of the largest horizon is
+    carried over instead and called a default.
 
     Args:
-        fit: Of ``disco.fit.fit_table``.
+        fit: Of ``disco.fit.fit_table``; with ``bootstraps`` its intervals know that horizons share their runs.
         tokens: Horizon of the run to plan.
         batch: Tokens per step, if that is decided already.
-        model: Which model of the study, "d64-L2"; None means the largest that carries a rule for the learning rate, or
-            without any the largest.
-        family: Which family; None means the one with the lowest loss at that model's largest horizon.
+        model: Which model of the study, "d64-L2"; None means that nearest to the size, or else the largest that carries
+            a rule for the learning rate.
+        family: Which family; None means that whose settings are most like ``run``, or else the one with the lowest loss
+            at that model's largest horizon.
+        width: Of the run, in features; None means the model's. Rules with size axes are used where the study has them,
+            otherwise what transfers is assumed, and said to be.
+        depth: Of the run, in layers; likewise.
+        parameters: Of the run; likewise. Some published rules need it.
+        max_batch: Largest batch in tokens that the run can take.
+        tolerance: Nats that do not matter, for the largest batch; None means the noise of one run.
+        stage: "two-stage", "joint" or "one-stage"; None means the one that the rolling origin chose.
+        run: Settings of the run by dotted name, such as {"optimizer.momentum": 0.9}, to compare with the sweep's.
+        sweep: Settings of the sweep by family, of ``sweep_settings``; None: the fit does not tell.
 
     Raises:
-        UserError: tokens or batch is not positive, the batch is larger than the run, or the study has no such model
-            or family.
+        UserError: tokens, a batch or another number is not positive, the batch is larger than the run, the stage is
+            unknown, or the study has no such model or family.
     """
-    if tokens <= 0 or (batch is not None and not 0 < batch <= tokens):
-        raise UserError(f"plan: needs 0 < batch <= tokens, got batch={batch} and tokens={tokens}")
-    family, model = _choose(fit, family, model)
-    cells, horizons = fit.of(family, model)
-    found = [cell for cell in cells if cell.usable]
-    last = horizons[-1]
-    octaves = math.log2(tokens / last.tokens)
+    _check(tokens, batch, max_batch, {"width": width, "depth": depth, "parameters": parameters, "tolerance": tolerance})
+    if stage is not None and stage not in STAGES:
+        raise UserError(f"plan: stage must be one of {', '.join(STAGES)}, got {stage!r}")
+    known = sweep or {}
+    size = Size(*(math.nan if value is None else float(value) for value in (width, depth, parameters)))
 
-    best_batch = _batch(fit.rule(family, model, "batch(tokens)"), horizons, tokens, batch)
-    rates = fit.rule(family, model, "lr(batch, tokens)")
-    lr = _rate(rates, found, tokens, best_batch.value)
-    norm = _norm(fit, fit.rule(family, model, "norm(tokens)"), tokens)
+    def unlike(name: str) -> tuple[Difference, ...]:
+        return _settings.differences(known.get(name, {}), run or {})
+
+    target = choose(fit, tokens, family, model, size, lambda name: len(unlike(name)))
+    every = stages(target)
+    chosen, notes = _stage(target, every, stage)
+    others = [each for name, each in every.items() if name != chosen.name]
+    best = agreed(chosen.batch, [each.batch for each in others])
+    if best.prediction is None:  # another stage may know the best batch
+        best = next((each.batch for each in others if each.batch.prediction is not None), best)
+    of_batch = _batch(target, best, batch, max_batch)
+
+    def rate(at: float) -> Said:
+        return agreed(chosen.rate(at), [each.rate(at) for each in others])
+
+    said = rate(of_batch.value)
+    of_rate = _rate(target, said, of_batch.value)
+    curved = curvatures(target)
+    own = known.get(target.family, {})
+    adaptive = _settings.adaptive(own, target.family)
+    given = batch is not None or of_batch.source == "capped"
+    found = answers(target, every, chosen, curved, of_batch.value, given)
+    against = sorted(
+        reasons(target, of_batch, of_rate, curved, unlike(target.family), adaptive),
+        key=lambda item: -("ok", "caution", "do not trust").index(item[0]),
+    )
+    runs_on = not own.get("schedule.decay")
     return Plan(
-        family=family,
-        model=model,
+        family=target.family,
+        model=target.model,
         tokens=tokens,
-        batch=best_batch,
-        lr=lr,
-        norm=norm,
-        octaves=octaves,
-        cells=len(found),
-        warnings=tuple(_warnings(fit, family, model, (best_batch, lr), octaves)),
+        batch=of_batch,
+        lr=of_rate,
+        norm=expected_norm(target, of_batch.value, best.prediction),
+        octaves=target.octaves,
+        cells=sum(cell.usable for cell in target.cells),
+        warnings=(*(text for _, text in against), *notes, *disagreements(found, every)),
+        trust=verdict(against),
+        stage=chosen.name,
+        width=_or_none(target.size.width),
+        depth=_or_none(target.size.depth),
+        parameters=_or_none(target.size.parameters),
+        horizons=len(target.horizons),
+        span=target.span,
+        curvature=curved,
+        cost=cost(curved, said, best, of_batch.value, of_rate.value),
+        largest=largest_batch(target, curved, best, rate, tolerance),
+        norms=way(target, of_batch.value, of_rate.value) if math.isfinite(of_rate.value) else (),
+        answers=found,
+        unlike=unlike(target.family),
+        advice=advise(target, curved, of_batch.value, _half(said), _half(best), given, runs_on),
     )
 
 
-def _choose(fit: StudyFit, family: str | None, model: str | None) -> tuple[str, str]:
-    """The study to plan from."""
-    if not fit.studies:
-        raise UserError("plan: the fit holds no runs; fit some that reached a horizon: disco fit RUNS")
-    for value, index, noun in ((family, 0, "family"), (model, 1, "model")):
-        known = sorted({study[index] for study in fit.studies})
-        if value is not None and value not in known:
-            raise UserError(f"plan: the fit has no {noun} {value!r}; it has {', '.join(map(repr, known))}")
-    studies = [s for s in fit.studies if family in (None, s[0]) and model in (None, s[1])]
-    if not studies:
-        raise UserError(f"plan: the fit has no runs of model {model!r} in family {family!r}")
-
-    def rank(study: tuple[str, str]) -> tuple[bool, float, int, float]:
-        last = fit.of(*study)[1][-1]
-        size = 0.0 if math.isnan(last.parameters) else last.parameters
-        ruled = fit.rule(*study, "lr(batch, tokens)").law is not None
-        return ruled, size, last.tokens, -last.loss if math.isfinite(last.loss) else -math.inf
-
-    return max(studies, key=rank)
+def _check(tokens: int, batch: int | None, largest: int | None, others: Mapping[str, float | None]) -> None:
+    if tokens <= 0 or (batch is not None and not 0 < batch <= tokens):
+        raise UserError(f"plan: needs 0 < batch <= tokens, got batch={batch} and tokens={tokens}")
+    if largest is not None and largest <= 0:
+        raise UserError(f"plan: the largest batch must be positive, got {largest}")
+    if batch is not None and largest is not None and batch > largest:
+        raise UserError(
+            f"plan: a batch of {batch} is larger than the largest allowed, {largest}; leave out one of them"
+        )
+    for name, value in others.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UserError(f"plan: {name} must be a positive number, got {value}")
 
 
-def _predict(rule: Rule, **values: float) -> tuple[Prediction | None, str]:
-    """The prediction of a rule if it is one to act on, and why not otherwise."""
-    if rule.law is None:
-        return None, f"no rule {rule.name}: {rule.reason}"
-    prediction = rule.law.predict(values)
-    half = prediction.high - prediction.log2
-    if half > WIDEST:
-        size = f"plus or minus {half:.1f} octaves" if math.isfinite(half) else "unbounded"
-        return None, f"the rule {rule.name} from {rule.n} optima predicts here with an interval that is {size}"
-    return prediction, f"rule {rule.name} from {rule.n} optima"
+def _stage(target: Target, every: Mapping[str, Stage], wanted: str | None) -> tuple[Stage, list[str]]:
+    """The stage to rest on, and a note if it is not the one that the rolling origin chose."""
+    default = target.fit.default_stage
+    first = every[wanted or default]
+
+    def speaks(stage: Stage) -> bool:
+        at = 2.0**stage.batch.prediction.log2 if stage.batch.prediction else float(target.last.batch)
+        return stage.rate(at).prediction is not None
+
+    if speaks(first) or wanted is not None:
+        return first, []
+    instead = next((stage for stage in every.values() if stage.batch.prediction and speaks(stage)), None)
+    if instead is None:
+        return first, []
+    why = first.rate(float(target.last.batch)).why
+    return instead, [f"the stage is {instead.name}, since {first.name} says nothing here: {why}"]
 
 
-def _batch(rule: Rule, horizons: Sequence[Horizon], tokens: int, given: int | None) -> Estimate:
+def _batch(target: Target, best: Said, given: int | None, largest: int | None) -> Estimate:
     if given is not None:
         return Estimate(float(given), None, "given", "given")
-    prediction, why = _predict(rule, tokens=float(tokens))
-    if prediction:
-        value = min(2.0 ** round(prediction.log2), 2.0 ** math.floor(math.log2(tokens)))
-        return Estimate(
-            value, (2**prediction.low, 2**prediction.high), "rule", f"{why}: {two_to(prediction.log2)}, rounded"
-        )
-    last = horizons[-1]
-    edge = ", which is at the edge of the grid of batches" if last.at_edge else ""
-    where = f"best of the grid at {power(last.tokens)} tokens{edge}"
-    return Estimate(float(min(last.batch, tokens)), None, "default", f"{where}; {why}")
+    tokens, last = target.tokens, target.last
+    if best.prediction is not None:
+        value = min(2.0 ** round(best.prediction.log2), 2.0 ** math.floor(math.log2(tokens)))
+        interval = (2**best.prediction.low, 2**best.prediction.high)
+        found = Estimate(value, interval, "rule", f"{best.why}: {two_to(best.prediction.log2)}, rounded")
+    else:
+        edge = ", which is at the edge of the grid of batches" if last.at_edge else ""
+        where = f"best of the grid at {power(last.tokens)} tokens{edge}"
+        found = Estimate(float(min(last.batch, tokens)), None, "default", f"{where}; {best.why}")
+    if largest is None or found.value <= largest:
+        return found
+    return Estimate(
+        float(largest), found.interval, "capped", f"the largest allowed; best: {power(found.value)}, {found.why}"
+    )
 
 
-def _rate(rule: Rule, found: Sequence[Cell], tokens: int, batch: float) -> Estimate:
-    prediction, why = _predict(rule, batch=batch, tokens=float(tokens))
-    if prediction:
-        return Estimate(2**prediction.log2, (2**prediction.low, 2**prediction.high), "rule", why)
+def _rate(target: Target, said: Said, batch: float) -> Estimate:
+    if said.prediction is not None:
+        interval = (2**said.prediction.low, 2**said.prediction.high)
+        return Estimate(2**said.prediction.log2, interval, "assumed" if said.assumed else "rule", said.why)
+    found = [cell for cell in target.cells if cell.usable]
     if not found:
-        return Estimate(math.nan, None, "default", f"no cell has an optimum inside its grid of learning rates; {why}")
-    cell = min(found, key=lambda c: (abs(math.log2(c.tokens / tokens)), abs(math.log2(c.batch / batch))))
-    where = f"optimum at {power(cell.tokens)} tokens and a batch of {power(cell.batch)}"
-    return Estimate(2 ** cell.rate(), None, "default", f"{where}, carried over unchanged; {why}")
-
-
-def _norm(fit: StudyFit, rule: Rule, tokens: int) -> Estimate:
-    """The mean of the optimal norms while their slope is not told from 0, otherwise the rule."""
-    path = fit.path(rule.family, rule.model)
-    if not path.norm:
-        seen_at = [item for item in fit.of(rule.family, rule.model)[1] if math.isfinite(item.norm)]
-        if not seen_at:
-            return Estimate(math.nan, None, "default", "no optimal norm was found inside the grid")
-        where = f"that of {power(seen_at[-1].tokens)} tokens, at a batch on the edge of its grid"
-        return Estimate(2 ** seen_at[-1].norm, None, "default", where)
-    level, ends = sum(path.norm) / len(path.norm), (2 ** min(path.norm), 2 ** max(path.norm))
-    span = f"from {len(path.norm)} horizons, where it lay between {two_to(min(path.norm))} and {two_to(max(path.norm))}"
-    if path.transfer is None or path.transfer.interval is None:
-        return Estimate(2 ** path.norm[-1], None, "default", f"the last one seen, {span}")
-    if path.transfer.constant:
-        return Estimate(2**level, ends, "mean", f"mean {span}; verdict over tokens: {path.transfer.verdict}")
-    prediction, why = _predict(rule, tokens=float(tokens))
-    slope = f"it moves by {path.transfer.slope:+.2f} octaves per doubling of tokens"
-    if prediction is None:
-        return Estimate(2 ** path.norm[-1], None, "default", f"the last one seen, {span}; {slope}; {why}")
-    return Estimate(2**prediction.log2, (2**prediction.low, 2**prediction.high), "rule", f"{why}; {slope}")
-
-
-def _warnings(fit: StudyFit, family: str, model: str, numbers: Sequence[Estimate], octaves: float) -> list[str]:
-    warnings = []
-    for name, number in zip(("batch", "learning rate"), numbers, strict=True):
-        if number.source == "default":
-            warnings.append(f"the {name} is a default, not a prediction")
-    cells, horizons = fit.of(family, model)
-    span = math.log2(horizons[-1].tokens / horizons[0].tokens)
-    if octaves > max(span, 1.0):
-        warnings.append(f"extrapolated {octaves:.1f} doublings of tokens from a study that spans {span:.1f}")
-    if octaves < -span:
-        warnings.append(f"the run is shorter than the shortest horizon swept, {power(horizons[0].tokens)} tokens")
-    batch = numbers[0].value
-    grid = sorted({cell.batch for cell in cells})
-    if not grid[0] <= batch <= grid[-1]:
-        warnings.append(
-            f"a batch of {power(batch)} lies outside the grid of {power(grid[0])} to {power(grid[-1])} tokens"
+        return Estimate(
+            math.nan, None, "default", f"no cell has an optimum inside its grid of learning rates; {said.why}"
         )
-    if len({study[0] for study in fit.studies}) > 1:
-        warnings.append(f"the study has several families; this is for {family!r}")
-    rule = fit.rule(family, model, "lr(batch, tokens)")
-    warnings += [note for note in (rule.law.warnings if rule.law else ()) if "plane" in note]
-    return warnings
+    cell = min(found, key=lambda c: (abs(math.log2(c.tokens / target.tokens)), abs(math.log2(c.batch / batch))))
+    where = f"optimum at {power(cell.tokens)} tokens and a batch of {power(cell.batch)}"
+    return Estimate(2 ** cell.rate(), None, "default", f"{where}, carried over unchanged; {said.why}")
+
+
+def _half(said: Said) -> float:
+    return math.inf if said.prediction is None else (said.prediction.high - said.prediction.low) / 2
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None

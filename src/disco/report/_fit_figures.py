@@ -25,6 +25,7 @@ from disco.report._style import (
     rounded,
     single,
     spaced,
+    titled,
     x_titles,
     y_titles,
 )
@@ -89,7 +90,7 @@ def norm_over_tokens(fit: StudyFit) -> go.Figure | None:
         if not items:
             continue
         aside = 0.06 * (index - (len(fit.studies) - 1) / 2)  # so that models do not hide each other
-        colour, name = colours.at(index), ", ".join(filter(None, reversed(study)))
+        colour, name = colours.at(index), titled(*study)
         figure.add_scatter(x=[None], y=[None], mode="markers", name=name, marker={"size": 11, "color": colour})
         intervals = [_norm_interval(fit, item) for item in items]
         figure.add_scatter(
@@ -139,14 +140,14 @@ def first_hits(fit: StudyFit, family: str, model: str) -> go.Figure | None:
         line = [law.predict({"batch": batch, "tokens": 2.0**octave}).log2 for batch in (batches[0], batches[-1])]
         figure.add_scatter(
             x=log2((batches[0], batches[-1])), y=line, mode="lines+text", text=["", f" {raised(octave)} tokens"],
-            textposition="middle right", textfont={"size": 11}, showlegend=False, hoverinfo="skip",
+            textposition="middle right", textfont={"size": 11}, showlegend=False, hoverinfo="skip", cliponaxis=False,
             line={"color": Colours(tokens.min(), tokens.max()).at(octave), "width": 1, "dash": "dot"},
         )  # fmt: skip
     figure.add_scatter(
         x=log2(hit.batch for hit in hits), y=rounded(hit.lr for hit in hits), mode="markers", showlegend=False,
         marker={
             "size": 13, "color": rounded(tokens), "colorscale": SCALE, "line": {"width": 1, "color": "white"},
-            "colorbar": bar("tokens at the crossing"),
+            "colorbar": bar("tokens at the crossing") | {"x": 1.09},
         },
         hovertemplate="batch 2<sup>%{x:.0f}</sup>, lr 2<sup>%{y:.2f}</sup>: 2<sup>%{marker.color:.2f}</sup> tokens"
         "<extra></extra>",

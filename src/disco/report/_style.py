@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -59,6 +60,11 @@ def raised(log2: float) -> str:
     return superscript(two_to(log2))
 
 
+def titled(family: str, model: str) -> str:
+    """Name of a study as plotly text: "d64-L2, scion, ratio hidden 2^-3" with its exponent raised."""
+    return superscript(html.escape(", ".join(filter(None, (model, family)))))
+
+
 def log2(values: Iterable[float] | pl.Series) -> list[float | None]:
     """Rounded logarithms for a figure; None where there is none."""
     return [round(math.log2(v), 4) if v is not None and math.isfinite(v) and v > 0 else None for v in values]
@@ -100,7 +106,7 @@ def panels(titles: Sequence[str], height: int, columns: int = COLUMNS, shared: b
         cols=columns,
         subplot_titles=list(titles),
         shared_yaxes="all" if shared else False,
-        horizontal_spacing=0.035 if shared else 0.06,
+        horizontal_spacing=0.035 if shared else 0.06 if columns > 2 else 0.09,
         vertical_spacing=75 / (total - 130) if rows > 1 else 0,
     )
     figure.update_annotations(font={"size": 13, "color": INK})

@@ -1,4 +1,5 @@
-"""The figures of a report. Here those of training, from tables of curves; ``_fit_figures`` has those of fits.
+"""The figures of a report. Here those of training, from tables of curves; ``_fit_figures``, ``_surface_figures``,
+``_norm_figures`` and ``_layer_figures`` have those of fits.
 
 Each is a plotly figure, or None where data are missing.
 """
@@ -13,6 +14,8 @@ import polars as pl
 
 from disco.fit import NORM
 from disco.report._fit_figures import first_hits, loss_bowls, norm_over_tokens, rate_against_batch, size_bowls
+from disco.report._layer_figures import best_ratios, parallel_coordinates
+from disco.report._norm_figures import norm_growth, norm_optima, norms_compared, recipes, variants
 from disco.report._style import (
     ACCENT,
     PANELS,
@@ -28,16 +31,27 @@ from disco.report._style import (
     x_titles,
     y_titles,
 )
+from disco.report._surface_figures import best_batch, loss_surfaces, regrets
 
 __all__ = [
+    "best_batch",
+    "best_ratios",
     "first_hits",
     "layer_norms",
     "loss_against_norm",
     "loss_bowls",
+    "loss_surfaces",
     "norm_against_progress",
+    "norm_growth",
+    "norm_optima",
     "norm_over_tokens",
+    "norms_compared",
+    "parallel_coordinates",
     "rate_against_batch",
+    "recipes",
+    "regrets",
     "size_bowls",
+    "variants",
 ]
 
 ASSIGNED = {"input": "one_to_rms", "hidden": "rms_to_rms", "output": "rms_to_inf"}

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 from plotly.offline import get_plotlyjs
 
 from disco.files import replacing
-from disco.fit import StudyFit
+from disco.fit import LayerGroups, StudyFit
 from disco.guide import Plan, plan
 from disco.report import figures, tables, words
+from disco.report._select import focus, through_parents
 from disco.report.tables import Sheet
 from disco.runs import table
 from disco.runs.reader import Run, Runs
@@ -34,16 +36,17 @@ class _Page:
 
     parts: list[str] = field(default_factory=list)
     count: int = 0
+    missing: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, *parts: str) -> None:
         self.parts += parts
 
     def figure(self, title: str, what: str, figure: go.Figure | None, missing: str) -> None:
-        """A titled figure with its explanation, or a sentence on why it is not there."""
-        self.add(f"<h3>{html.escape(title)}</h3>")
+        """A titled figure with its explanation; what is not there is named by ``not_drawn``."""
         if figure is None:
-            self.add(f'<p class="missing">{html.escape(missing)}</p>')
+            self.missing.append((title, missing))
             return
+        self.add(f"<h3>{html.escape(title)}</h3>")
         self.count += 1
         name = f"figure-{self.count}"
         height = figure.layout.height
@@ -52,6 +55,13 @@ class _Page:
             f'<div class="figure" id="{name}" style="height:{height}px"></div>',
             f'<script type="application/json" id="{name}-data">{figure.to_json()}</script>',
         )
+
+    def not_drawn(self) -> None:
+        """The figures that the data do not carry, a line each."""
+        lines = (f"<li>{html.escape(title)}: {html.escape(why)}</li>" for title, why in self.missing)
+        if self.missing:
+            self.add(f'<p class="missing">Not drawn:</p><ul class="missing">{"".join(lines)}</ul>')
+        self.missing.clear()
 
 
 def write_report(runs: Runs | Sequence[Run], fit: StudyFit, path: Path) -> Path:
@@ -73,18 +83,23 @@ def write_report(runs: Runs | Sequence[Run], fit: StudyFit, path: Path) -> Path:
     return path
 
 
-def _document(runs: Sequence[Run], fit: StudyFit, problems: Sequence[str]) -> str:
-    curves = table.curves(runs)
+def _document(runs: Sequence[Run], whole: StudyFit, problems: Sequence[str]) -> str:
+    fit = focus(whole)
+    curves = through_parents(table.curves(runs), runs)
+    columns = table.columns(runs)
     page = _Page()
     chosen = plan(fit, 2 * max(cell.tokens for cell in fit.cells))
-    page.add("<h1>Learning rate and batch size</h1>", f"<p>{words.scope(runs, fit)}</p>")
+    page.add("<h1>Learning rate and batch size</h1>", f"<p>{words.scope(runs, whole)}</p>")
     page.add('<section class="answer">', *(f"<p>{text}</p>" for text in words.answer(fit, chosen)), "</section>")
     page.add("<h2>What was found</h2>", _table(tables.optima(fit)), f"<p>{words.LEGEND}</p>")
+    if len(fit.studies) < len(whole.studies):
+        page.add(f"<p>{words.other_ratios(whole, fit)}</p>", _folded("Optima of all ratios", tables.optima(whole)))
     _plans(page, fit, chosen)
-    others = tuple(f"{_name(*study)}:" for study in fit.studies if study != (chosen.family, chosen.model))
-    notes = sorted(fit.warnings, key=lambda note: note.startswith(others))
+    others = tuple(f"{_name(*study)}:" for study in whole.studies if study != (chosen.family, chosen.model))
+    notes = sorted(whole.warnings, key=lambda note: note.startswith(others))
     page.add("<h2>Before you rely on it</h2>", _list([*chosen.warnings, *notes, *problems]))
-    _across(page, fit)
+    _across(page, fit, columns)
+    _layers(page, columns, fit.layers)
     for index, (family, model) in enumerate(fit.studies):
         name = html.escape(_name(family, model))
         page.add(f"<details {'open' if index < OPEN else ''}><summary><h2>{name}</h2></summary>")
@@ -92,6 +107,10 @@ def _document(runs: Sequence[Run], fit: StudyFit, problems: Sequence[str]) -> st
         _study(page, fit, family, model, own, runs)
         page.add("</details>")
     return _shell("\n".join(page.parts))
+
+
+def _folded(title: str, sheet: Sheet) -> str:
+    return f"<details><summary>{html.escape(title)}</summary>{_table(sheet)}</details>"
 
 
 def _name(family: str, model: str) -> str:
@@ -117,23 +136,77 @@ def _list(notes: Sequence[str]) -> str:
     return f"<ul>{''.join(first)}</ul>{more}" if items else "<p>Nothing to warn of.</p>"
 
 
-def _across(page: _Page, fit: StudyFit) -> None:
-    """Figures that compare models."""
+def _across(page: _Page, fit: StudyFit, columns: Mapping[str, np.ndarray]) -> None:
+    """Figures that compare models and families."""
     page.add("<h2>Is the optimal norm the same everywhere?</h2>")
     page.figure(
         "Optimal norm over tokens",
         words.norm_over_tokens(fit),
         figures.norm_over_tokens(fit),
-        "No horizon has an optimal norm inside its grid, so nothing can be said about its transfer over tokens. "
-        "Add learning rates on the side where the loss was still falling.",
+        "no horizon has an optimal norm inside its grid; add learning rates on the side where the loss still falls.",
     )
     sizes = [path for path in fit.paths if path.axis != "tokens"]
     page.figure(
         "Loss against norm over width and depth",
         words.sizes(sizes),
         figures.size_bowls(fit, sizes),
-        "The study has no axis of width or depth with optima at two values or more at the same number of tokens.",
+        "there is no axis of width or depth with optima at two values or more at the same number of tokens.",
     )
+    found = figures.norm_optima(fit, columns)
+    page.figure(
+        "Which norm transfers",
+        words.norms_compared(fit, found),
+        figures.norms_compared(found, fit.studies),
+        "fewer than two norms have an optimum at a best batch inside its grid.",
+    )
+    page.figure(
+        "Best batch over tokens",
+        words.BEST_BATCH,
+        figures.best_batch(fit),
+        "no model was swept over several batches.",
+    )
+    models = tuple(dict.fromkeys(model for _, model in fit.studies))
+    for model in models:
+        several = sum(name == model for _, name in fit.studies) > 1
+        if several:
+            page.figure(
+                f"Families side by side{f': {model}' if len(models) > 1 else ''}",
+                words.VARIANTS,
+                figures.variants(fit, model),
+                "they have no number of tokens in common.",
+            )
+    page.figure(
+        "What a rule would have cost",
+        words.regrets(fit),
+        figures.regrets(fit),
+        "it takes a fit with resamples and a model with four horizons or more.",
+    )
+    page.not_drawn()
+
+
+def _layers(page: _Page, columns: Mapping[str, np.ndarray], found: LayerGroups | None) -> None:
+    """Layer groups, if their ratios were swept."""
+    if found is None:
+        page.missing.append(("Layer groups", "the runs have one set of layer-group ratios; see docs/figures.md."))
+        return page.not_drawn()
+    page.add("<h2>Learning rates of layer groups</h2>")
+    for family, model in found.studies:
+        several = f": {_name(family, model)}" if len(found.studies) > 1 else ""
+        page.add(*(f"<p>{text}</p>" for text in words.layer_groups(found, family, model)))
+        page.figure(
+            f"Best ratios over tokens{several}",
+            words.BEST_RATIOS,
+            figures.best_ratios(found, family, model),
+            "no ratio has its optimum inside those tried.",
+        )
+        page.figure(
+            f"All runs as parallel coordinates{several}",
+            words.PARALLEL,
+            figures.parallel_coordinates(columns, found, family, model),
+            "there are no losses.",
+        )
+        page.add(_folded(f"Layer groups, all numbers{several}", tables.layer_groups(found, family, model)))
+    return page.not_drawn()
 
 
 def _study(page: _Page, fit: StudyFit, family: str, model: str, curves: pl.DataFrame, runs: Sequence[Run]) -> None:
@@ -144,42 +217,71 @@ def _study(page: _Page, fit: StudyFit, family: str, model: str, curves: pl.DataF
         "Loss against output norm during training",
         words.LOSS_AGAINST_NORM,
         figures.loss_against_norm(curves),
-        "No run has a training loss and the output norm on the same line.",
+        "no run has a training loss and the output norm on the same line.",
     )
     page.figure(
         "Output norm against steps, tokens and path length",
         words.progress(target),
         figures.norm_against_progress(curves, target),
-        "No run has the output norm and the path length.",
+        "no run has the output norm and the path length.",
+    )
+    page.figure(
+        "How fast the norm grows",
+        words.NORM_GROWTH,
+        figures.norm_growth(curves),
+        "no run has the output norm at enough steps.",
     )
     page.figure(
         "Loss against norm at each horizon",
         words.BOWLS,
         figures.loss_bowls(fit, family, model),
-        "The output norm was not measured at any horizon.",
+        "the output norm was not measured at any horizon.",
+    )
+    page.figure(
+        "What the recipe of the fit changes",
+        words.RECIPES,
+        figures.recipes(fit, family, model),
+        "no best batch has an optimal norm by any recipe.",
+    )
+    page.figure(
+        "Loss over learning rate and batch",
+        words.surfaces(fit, family, model),
+        figures.loss_surfaces(fit, family, model),
+        "one batch only.",
     )
     page.figure(
         "Which runs first reach the optimal norm",
         words.first_hits(fit, family, model),
         figures.first_hits(fit, family, model),
-        "No run crosses the optimal norm between two horizons, or there is no optimal norm to cross. "
-        "It takes at least two horizons.",
+        "no run crosses the optimal norm between two horizons, or there is none to cross.",
     )
     page.figure(
         "Optimal learning rate against batch",
         words.rates(fit, family, model),
         figures.rate_against_batch(fit, plan(fit, 2 * fit.of(family, model)[1][-1].tokens, model=model, family=family)),
-        "No cell has an optimal learning rate inside its grid.",
+        "no cell has an optimal learning rate inside its grid.",
     )
     run = _near_optimum(fit, family, model, curves, runs)
     page.figure(
         "Layer norms over training",
         words.layer_norms(run) if run else "",
-        figures.layer_norms(table.layer_norms(run)) if run else None,
-        "No run has layer norms.",
+        figures.layer_norms(_layer_norms(run, runs)) if run else None,
+        "no run has layer norms.",
     )
+    page.not_drawn()
     page.add("<h3>Scaling rules</h3>", f"<p>{words.RULES}</p>", _table(tables.rules(fit, family, model)))
-    page.add("<details><summary>All cells</summary>", _table(tables.cells(fit, family, model)), "</details>")
+    page.add(*(f"<p>{text}</p>" for text in words.composites(fit, family, model)))
+    page.add(_folded("All cells", tables.cells(fit, family, model)))
+
+
+def _layer_norms(run: Run, runs: Sequence[Run]) -> pl.DataFrame:
+    """Of a run, and before it of those that it branched from."""
+    own = table.layer_norms(run)
+    parent = next((other for other in runs if other.id == run.config.get("parent")), None)
+    if parent is None or own.is_empty():
+        return own
+    before = _layer_norms(parent, runs)
+    return pl.concat([before.filter(pl.col("tokens") < own["tokens"].min()), own])
 
 
 def _near_optimum(fit: StudyFit, family: str, model: str, curves: pl.DataFrame, runs: Sequence[Run]) -> Run | None:

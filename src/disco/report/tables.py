@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from disco.fit import Cell, PowerLaw, Rule, StudyFit
+from disco.fit._layer_groups import LayerGroups
 from disco.guide import Estimate, Plan
 from disco.runs.units import UNKNOWN, power, two_to
 
@@ -26,7 +27,7 @@ FLAGS = {
     "one-batch": "one batch only",
 }
 """What a flag means to a reader."""
-WRAPPED = {"because", "fit", "notes", "family"}
+WRAPPED = {"because", "fit", "notes", "family", "rule"}
 """Columns whose text may break into lines."""
 INTERVALS = "In brackets: 90% intervals."
 
@@ -120,9 +121,16 @@ def formula(law: PowerLaw, target: str) -> str:
 
 
 def rules(fit: StudyFit, family: str, model: str) -> Sheet:
-    """One row per rule of one model, with the reason where there is none."""
+    """One row per rule of one model, then one per reason for which there are none."""
     mine = [rule for rule in fit.rules if (rule.family, rule.model) == (family, model)]
-    rows = [(rule.name, rule.recipe, _rule(rule), str(rule.n), str(rule.left_out)) for rule in mine]
+    rows = [(rule.name, rule.recipe, _rule(rule), str(rule.n), str(rule.left_out)) for rule in mine if rule.law]
+    missing: dict[str, list[Rule]] = {}
+    for rule in mine:
+        if rule.law is None:
+            missing.setdefault(rule.reason, []).append(rule)
+    for reason, group in missing.items():
+        recipes = ", ".join(dict.fromkeys(rule.recipe for rule in group))
+        rows.append((", ".join(dict.fromkeys(rule.name for rule in group)), recipes, reason, "", ""))
     return Sheet(("rule", "optima by", "fit", "optima", "left out"), tuple(rows), left=3)
 
 
@@ -132,6 +140,49 @@ def _rule(rule: Rule) -> str:
     target = rule.name.removeprefix("first-hit ").split("(")[0]
     notes = [text for text in (rule.condition, *rule.law.warnings) if text]
     return formula(rule.law, target) + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def layer_groups(found: LayerGroups, family: str, model: str) -> Sheet:
+    """One row per number of tokens and layer group."""
+    rows = []
+    for item in found.of(family, model):
+        for group in item.groups:
+            notes = [FLAGS.get(flag, flag.replace("-", " ")) for flag in (*group.flags, *item.flags)]
+            if group.reference:
+                notes.insert(0, "reference")
+            if group.together:
+                notes.append(f"with {', '.join(group.together)}")
+            ratio = UNKNOWN
+            if group.reference or group.usable:
+                ratio = power_range(group.ratio, group.interval)
+            rows.append(
+                (
+                    power(item.tokens), group.group, ratio,
+                    _nats(group.curvature, group.curvature_interval), _nats(group.retuned, group.retuned_interval),
+                    _change(group.over_batch, group.over_batch_interval),
+                    _change(group.batch_shift, group.batch_shift_interval),
+                    UNKNOWN if group.reference else group.moves_batch, ", ".join(dict.fromkeys(notes)) or "ok",
+                )
+            )  # fmt: skip
+    headers = (
+        "tokens", "group", "best ratio", "nats per octave²", "with the rate retuned", "ratio per octave of batch",
+        "batch per octave of ratio", "moves the batch", "notes",
+    )  # fmt: skip
+    return Sheet(headers, tuple(rows), left=2)
+
+
+def _nats(value: float, interval: tuple[float, float] | None) -> str:
+    return _between(value, interval, ".4f")
+
+
+def _change(value: float, interval: tuple[float, float] | None) -> str:
+    return _between(value, interval, "+.2f")
+
+
+def _between(value: float, interval: tuple[float, float] | None, form: str) -> str:
+    if not math.isfinite(value):
+        return UNKNOWN
+    return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else f"{value:{form}}"
 
 
 def recommendation(plan: Plan) -> Sheet:

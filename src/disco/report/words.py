@@ -8,8 +8,10 @@ import re
 from collections.abc import Iterator, Sequence
 
 from disco.fit import Path, Rule, StudyFit
+from disco.fit._layer_groups import GroupRatio, LayerGroups
 from disco.guide import Plan
-from disco.report.tables import formula, superscript
+from disco.report._norm_figures import NormOptima, compare
+from disco.report.tables import FLAGS, error_digits, formula, superscript
 from disco.runs.reader import Run
 from disco.runs.schema import Outcome
 from disco.runs.units import power, two_to
@@ -33,6 +35,35 @@ BOWLS = (
 RULES = (
     "Least squares in logarithms, with batch and tokens counted in tokens; standard errors in parentheses, in units of "
     "the last digits. “Left out”: cells or horizons whose minimum is at an edge, flat, or rests on too few runs."
+)
+NORM_GROWTH = (
+    "Slope of log norm over log steps, over an octave of steps on either side. At 1 the norm grows like the path "
+    "length; where the slope falls, updates cancel. See at which norm the curves of a batch bend down, and whether "
+    "batches part there."
+)
+RECIPES = (
+    "The same cells, three ways to say where their minimum is: the local fit that this page uses, the seven-point fit "
+    "of arXiv:2510.03871 with the loss at step 0 as a fixed constant, and the lowest run itself. Where they disagree "
+    "by more than their intervals, the number rests on the recipe."
+)
+BEST_BATCH = (
+    "The best batch at each number of tokens, from a parabola over the batches' optima, with its 90% interval. An open "
+    "circle: the best batch is the smallest or largest of its grid. Dotted: the fitted power law."
+)
+VARIANTS = (
+    "Families of one model at the largest number of tokens that all of them reached, each relative to its own best "
+    "loss. A flatter curve on the left forgives a wrong norm, on the right a wrong batch; curves apart on the left "
+    "mean that the optimal norm belongs to the recipe, not to the model."
+)
+BEST_RATIOS = (
+    "Left: the best ratio of each group's learning rate to the reference's, with its 90% interval; a group whose best "
+    "ratio is flat or outside those tried is not drawn. Right: what it costs to have a group's rate, all others at "
+    "their best, one octave off."
+)
+PARALLEL = (
+    "Each line is a run: the rates of the layer groups (learning rate times ratio), the batch and the loss. In colour "
+    "the best tenth, the best one bold and dark; the bars count how many of them took each value. A narrow histogram: "
+    "the group is sensitive. Counts follow the grid too: a value tried more often is found more often."
 )
 
 
@@ -166,3 +197,145 @@ def layer_norms(run: Run) -> str:
         f"Run {html.escape(run.id)} (learning rate {lr}, batch {batch} tokens), the one nearest to the optimum of the "
         "largest horizon. Layers of one group should grow together; one that stalls or runs away shows here first."
     )
+
+
+def other_ratios(whole: StudyFit, shown: StudyFit) -> str:
+    """Why not every family has its figures."""
+    left = len(whole.studies) - len(shown.studies)
+    names = "; ".join(dict.fromkeys(family for family, _ in shown.studies))
+    return superscript(
+        f"The study sweeps ratios of layer groups. Rows and figures are of the set of them with the most cells "
+        f"({html.escape(names)}); {left} other {'set is' if left == 1 else 'sets are'} in the table below and in the "
+        "section on layer groups."
+    )
+
+
+def surfaces(fit: StudyFit, family: str, model: str) -> str:
+    """Over the figure of loss surfaces: the largest horizon's near-optimal set in words."""
+    text = (
+        "Every run at its batch and learning rate, dark where the loss is low. The line encloses what is as good as "
+        "the joint optimum, as far as one run can show; the dotted ridge is the best rate at each batch. "
+    )
+    own = [item for item in fit.bottoms if (item.family, item.model) == (family, model)]
+    if not own:
+        return text + "There is no joint fit over batch and rate: it takes three batches."
+    last = own[-1]
+    if not last.optimum.usable:
+        why = ", ".join(FLAGS.get(flag, flag.replace("-", " ")) for flag in last.optimum.flags)
+        return superscript(f"{text}At {power(last.tokens)} tokens there is no joint optimum to report: {why}.")
+    near = last.near
+    end = "" if near.bounded else ", the largest one measured"
+    sure = f", surely up to {power(near.largest_sure)}" if math.isfinite(near.largest_sure) else ""
+    return superscript(
+        f"{text}At {power(last.tokens)} tokens the optimum is a batch of {two_to(last.optimum.batch)} at a learning "
+        f"rate of {two_to(last.optimum.lr)}; along the ridge the rate goes as the batch to the power "
+        f"{error_digits(last.optimum.ridge, last.optimum.ridge_error)}. Within {near.tolerance:.3f} nats of it lie "
+        f"batches from {power(near.smallest)} to {power(near.largest)}{end}{sure}."
+    )
+
+
+def norms_compared(fit: StudyFit, found: Sequence[NormOptima]) -> str:
+    """Over the figure of all norms: the test of the largest model."""
+    text = "The optimum of every logged norm at the best batch, found as the output norm's is."
+    family, model = fit.studies[-1]
+    told = {name: test for name, test in compare(found, (family, model)).items() if test.interval}
+    if not told:
+        return f"{text} It takes three horizons to test their transfer."
+    said = "; ".join(
+        f"{' '.join(name.split('/')[1:])}: {test.verdict}, {test.slope:+.2f} [{test.interval[0]:+.2f}, "
+        f"{test.interval[1]:+.2f}] octaves per doubling of tokens, ±{test.margin:.2f} would not matter"
+        for name, test in told.items() if test.interval
+    )  # fmt: skip
+    several = f" ({model}, {family})" if len(fit.studies) > 1 else ""
+    return superscript(html.escape(f"{text} The one that transfers best first{several}: {said}."))
+
+
+def regrets(fit: StudyFit) -> str:
+    """Over the figure of rolling origin."""
+    best = fit.rolling.best if fit.rolling else ""
+    chosen = f" The plan rests on {best}." if best else ""
+    return (
+        "The largest horizon of each model, left out and predicted from the smaller ones: what the choice of learning "
+        "rate and batch loses there against the best run of the grid. Bold: the ways that a plan can rest on; grey: "
+        f"published rules.{chosen}"
+    )
+
+
+def composites(fit: StudyFit, family: str, model: str) -> Iterator[str]:
+    """Under the rules: the exponent of the tokens in eta* at the best batch, two ways."""
+    for item in fit.composites:
+        if (item.family, item.model) != (family, model):
+            continue
+        apart = item.difference_interval
+        said = ""
+        if apart:
+            agree = "they agree" if apart[0] <= 0 <= apart[1] else "they disagree"
+            said = f"; {agree}, their difference lies in [{apart[0]:+.2f}, {apart[1]:+.2f}]"
+        where = (
+            f" [{item.composite_interval[0]:+.2f}, {item.composite_interval[1]:+.2f}]"
+            if item.composite_interval
+            else ""
+        )
+        yield (
+            f"Exponent of the tokens in the learning rate at the best batch: {item.composite:+.2f}{where} from the two "
+            f"rules combined, {item.direct:+.2f} fitted directly{said}."
+        )
+
+
+def layer_groups(found: LayerGroups, family: str, model: str) -> Iterator[str]:
+    """The section on layer groups in words: the largest horizon."""
+    last = found.of(family, model)[-1]
+    name = ", ".join(filter(None, (model, family)))
+    head = f"<b>{html.escape(name)}, {power(last.tokens)} tokens:</b> "
+    lead = next(group for group in last.groups if group.reference)
+    reference = " and ".join((lead.group, *lead.together))
+    told = [group for group in last.groups if group.usable]
+    others = [group for group in last.groups if not group.usable and not group.reference]
+    parts = [f"{g.group} {_ratio(g)}" for g in told]
+    best = f"best learning rates relative to {reference}: {', '.join(parts)}. " if parts else ""
+    best += " ".join(f"No best ratio of {g.group}: {_reasons(g)}." for g in others)
+    if last.flags:
+        best += f" The fit as a whole: {', '.join(FLAGS.get(flag, flag.replace('-', ' ')) for flag in last.flags)}."
+    yield superscript(head + best)
+    costs = [(last.group(group), last.group(group).curvature) for group in last.ranking]
+    if costs:
+        text = "; ".join(f"{group.group} {value:.4f}{_range(group.curvature_interval)}" for group, value in costs)
+        yield superscript(f"A group's rate one octave off, all else at its best, costs in nats: {text}.")
+    if math.isfinite(last.gain):
+        yield (
+            f"The best ratios save {last.gain:.4f}{_range(last.gain_interval)} nats "
+            f"({last.gain / last.loss:.1%} of the loss) against equal rates at their own best learning rate."
+        )
+    for group in told:
+        verdict = {"yes": "moves the best batch", "no": "leaves the best batch where it is"}.get(group.moves_batch)
+        shift = ""
+        if group.batch_shift_interval:
+            low, high = group.batch_shift_interval
+            shift = f": {group.batch_shift:+.2f} [{low:+.2f}, {high:+.2f}] octaves of batch per octave of ratio"
+        margin = f", where ±{group.margin:.2f} would not matter" if math.isfinite(group.margin) else ""
+        if verdict:
+            yield f"The {group.group} ratio {verdict}{shift}{margin}."
+        else:
+            yield f"Whether the {group.group} ratio moves the best batch cannot be told{shift}{margin}."
+
+
+def _ratio(group: GroupRatio) -> str:
+    interval = f" [{group.interval[0]:.1f}, {group.interval[1]:.1f}]" if group.interval else ""
+    return f"{two_to(group.ratio)}{interval}"
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    return f" [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""
+
+
+def _reasons(group: GroupRatio) -> str:
+    tried = f"{two_to(group.swept[0])} to {two_to(group.swept[-1])} were tried" if group.swept else ""
+    text = {
+        "edge-low": f"it lies below those tried ({tried})",
+        "edge-high": f"it lies above those tried ({tried})",
+        "flat": f"the loss hardly depends on it ({tried})",
+        "no-minimum": f"the loss has no minimum in it ({tried})",
+        "few-points": "it takes three ratios",
+        "beside-edge": "that of another group lies beyond those tried, and this one may move with it",
+    }
+    return ", ".join(text.get(flag, flag) for flag in group.flags) or "no fit"

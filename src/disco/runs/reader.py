@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -29,6 +30,17 @@ SETTINGS: Mapping[str, Any] = {
     "seed": int,
 }
 """What every reader of records may rely on, by dotted name in the configuration; other settings may be missing."""
+IMPORTED_SETTINGS: Mapping[str, Any] = {
+    "batch": int,
+    "horizon": int,
+    "model.name": str,
+    "optimizer.lr": (int, float),
+    "optimizer.name": str,
+    "optimizer.ratios": dict,
+    "seed": int,
+    "imported.form": str,
+}
+"""The same where the configuration has a table "imported" (see ``runs.imported``)."""
 MAY_BE_ZERO = ("seed",)
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -44,7 +56,8 @@ class Run:
     """The resolved configuration, as a dictionary (``train.config.from_dict`` makes a TrainConfig of it)."""
     groups: Mapping[str, tuple[str, ...]]
     """Layers of each layer group; empty for a run that never started."""
-    parameters: int
+    parameters: int | None
+    """None where an imported table did not tell."""
     summary: Mapping[str, Any] | None
     """How the run ended; None while it has not."""
     metrics: Mapping[str, Array]
@@ -190,13 +203,15 @@ def _summary(folder: Path, problems: list[str]) -> dict[str, Any] | None:
 
 def _head(document: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of Run that come from config.json."""
-    expected = {"id": str, "config": dict, "groups": dict, "parameters": int}
+    imported = isinstance(document.get("config"), dict) and "imported" in document["config"]
+    count: Any = (int, NoneType) if imported else int
+    expected = {"id": str, "config": dict, "groups": dict, "parameters": count}
     for key, kind in expected.items():
         if not isinstance(document.get(key), kind):
-            raise _DamagedError(f"1: {key} is missing or not a {kind.__name__}")
+            raise _DamagedError(f"1: {key} is missing or not a {getattr(kind, '__name__', 'int')}")
     if document.get("schema") != SCHEMA_VERSION:
         raise _DamagedError(f"1: schema {document.get('schema')!r}, this version reads {SCHEMA_VERSION}")
-    for key, kind in SETTINGS.items():
+    for key, kind in (IMPORTED_SETTINGS if imported else SETTINGS).items():
         value: Any = document["config"]
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
@@ -205,7 +220,7 @@ def _head(document: Mapping[str, Any]) -> dict[str, Any]:
     if not all(isinstance(layers, list) for layers in document["groups"].values()):
         raise _DamagedError("1: groups are not lists of layers")
     groups = {group: tuple(layers) for group, layers in document["groups"].items()}
-    return {key: document[key] for key in expected} | {"groups": groups}
+    return {key: document.get(key) for key in expected} | {"groups": groups}
 
 
 def _document(path: Path) -> dict[str, Any]:

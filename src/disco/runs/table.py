@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from disco.runs import imported
 from disco.runs.horizons import powers_of_two, window
+from disco.runs.imported import IMPORTED
 from disco.runs.reader import Array, Run
 from disco.runs.schema import Metric, Outcome
 from disco.runs.units import exact
@@ -119,10 +121,11 @@ def families(runs: Iterable[Run]) -> list[str]:
     """For each run a readable name of all that separates studies: "scion", "scion, ratio hidden 2^-3, momentum 0.9".
 
     Two runs share it just when their configurations are equal but for ``AXES``. Of ``DEFAULTS`` it mentions what
-    differs from them; of the rest, such as the data, that in which the runs at hand differ.
+    differs from them; of the rest, such as the data, that in which the runs at hand differ. Imported runs may bring a
+    name of their own, which then stands for that of the optimizer.
     """
-    settings = [dict(_flat(run.config)) for run in runs]
-    apart = {*AXES, *DEFAULTS, "optimizer.name"}
+    settings = [dict(_flat({key: part for key, part in run.config.items() if key != IMPORTED})) for run in runs]
+    apart = {*AXES, *DEFAULTS, "optimizer.name", "model.name", "family"}
     others = [key for key in dict.fromkeys(key for each in settings for key in each) if key not in apart]
     varied = [key for key in others if len({str(each.get(key)) for each in settings}) > 1]
     return [_family(each, varied) for each in settings]
@@ -139,7 +142,8 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _family(settings: Mapping[str, Any], varied: Iterable[str]) -> str:
     unusual = [key for key, default in DEFAULTS.items() if settings.get(key, default) != default]
-    return ", ".join([str(settings["optimizer.name"]), *(_said(key, settings.get(key)) for key in (*unusual, *varied))])
+    name = str(settings.get("family") or settings["optimizer.name"])
+    return ", ".join([*([name] if name else []), *(_said(key, settings.get(key)) for key in (*unusual, *varied))])
 
 
 def _said(key: str, value: Any) -> str:
@@ -159,8 +163,10 @@ def _said(key: str, value: Any) -> str:
 def horizons(run: Run) -> list[int]:
     """The horizons (tokens) that a run is evaluated for, reached or not: its own and, without a decay, those before it.
 
-    The rule is the trainer's (``runs.horizons``).
+    The rule is the trainer's (``runs.horizons``); imported runs have one of their own (``runs.imported``).
     """
+    if IMPORTED in run.config:
+        return imported.horizons(run)
     batch, own = run.config["batch"], run.config["horizon"]
     if dict(_flat(run.config)).get("schedule.decay"):
         return [own]
@@ -174,6 +180,8 @@ def diverged(run: Run) -> bool:
 
 def _cell(run: Run, tokens: int, loss: str, norms: Mapping[str, Array]) -> dict[str, Any]:
     """What was measured at a horizon; empty if it was not reached."""
+    if IMPORTED in run.config:
+        return imported.cell(run, tokens, loss, norms)
     step = tokens // run.config["batch"]
     if not np.isfinite(_at(run, loss, [step])).any() or not np.isfinite(_at(run, Metric.LOSS_VALID, [step])).any():
         return {}
@@ -211,6 +219,12 @@ def _group_norms(run: Run) -> dict[str, Array]:
     return {f"norm/{group}/{norm}": run.norm(group, norm) for group, norm in pairs}
 
 
+def model_name(config: Mapping[str, Any]) -> str:
+    """ "d64-L2", or the name that an imported table gave."""
+    model = config["model"]
+    return str(model["name"]) if "name" in model else f"d{model['width']}-L{model['depth']}"
+
+
 def _head(run: Run, name: str) -> dict[str, Any]:
     """What is the same in all rows of a run."""
     config = run.config
@@ -218,9 +232,9 @@ def _head(run: Run, name: str) -> dict[str, Any]:
     ratios = {f"ratio_{group}": optimizer["ratios"].get(group, 1.0) for group in ("input", "hidden", "output")}
     return {
         "run": run.id,
-        "model": f"d{model['width']}-L{model['depth']}",
-        "width": model["width"],
-        "depth": model["depth"],
+        "model": model_name(config),
+        "width": model.get("width"),
+        "depth": model.get("depth"),
         "parameters": run.parameters,
         "optimizer": optimizer["name"],
         "family": name,

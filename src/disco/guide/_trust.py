@@ -1,0 +1,130 @@
+"""Whether to act on a plan, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from disco.guide._cost import Curvatures
+from disco.guide._estimates import Estimate
+from disco.guide._settings import Difference
+from disco.guide._target import Target
+from disco.runs.units import power
+
+Trust = Literal["ok", "caution", "do not trust"]
+Reason = tuple[Trust, str]
+"""How much it weighs ("ok": only worth knowing), and what it is."""
+LEVELS: tuple[Trust, ...] = ("ok", "caution", "do not trust")
+
+WIDE = 1.0
+"""Octaves on either side of the learning rate beyond which an interval is a reason for caution."""
+EDGES = 0.5
+"""Share of the cells of the largest horizon without an optimum from which on the grid was in the wrong place."""
+STRAY = 1.0
+"""Octaves outside the grid of batches from which on a batch is not to be trusted."""
+
+
+def verdict(reasons: Sequence[Reason]) -> Trust:
+    """The worst of them."""
+    return LEVELS[max((LEVELS.index(level) for level, _ in reasons), default=0)]
+
+
+def reasons(
+    target: Target, batch: Estimate, lr: Estimate, curved: Curvatures, unlike: Sequence[Difference], adaptive: bool
+) -> Iterator[Reason]:
+    """Everything that speaks against the plan.
+
+    Args:
+        target: The run.
+        batch: As recommended.
+        lr: As recommended.
+        curved: Of the study.
+        unlike: Settings that differ from the sweep's.
+        adaptive: Whether the rates are Adam's.
+    """
+    for name, number in (("batch", batch), ("learning rate", lr)):
+        if number.source == "default":
+            yield "do not trust", f"the {name} is a default, not a prediction"
+    yield from _reach(target)
+    yield from _grid(target, batch, curved)
+    yield from _size(target, adaptive)
+    if lr.interval and (lr.interval[1] / lr.interval[0]) > 2 ** (2 * WIDE):
+        yield "caution", f"the interval of the learning rate is wider than {WIDE:g} octave on either side"
+    for each in unlike:
+        yield "do not trust" if each.setting == "optimizer.name" else "caution", each.text
+    if len({study[0] for study in target.fit.studies}) > 1:
+        yield "ok", f"the study has several families; this is for {target.family!r}"
+    rule = target.fit.rule(target.family, target.model, "lr(batch, tokens)")
+    for note in rule.law.warnings if rule.law else ():
+        if "plane" in note:
+            yield "caution", note
+
+
+def _reach(target: Target) -> Iterator[Reason]:
+    octaves, span = target.octaves, target.span
+    if octaves > max(span, 1.0):
+        text = f"extrapolated {octaves:.1f} doublings of tokens from a study that spans {span:.1f}"
+        yield "do not trust", f"{text}: a law that bends would not show"
+    elif octaves > max(span / 2, 1.0):
+        yield "caution", f"extrapolated {octaves:.1f} doublings of tokens from a study that spans {span:.1f}"
+    if octaves < -span:
+        shortest = power(target.horizons[0].tokens)
+        yield "caution", f"the run is shorter than the shortest horizon swept, {shortest} tokens"
+
+
+def _grid(target: Target, batch: Estimate, curved: Curvatures) -> Iterator[Reason]:
+    cells = target.cells
+    grid = sorted({cell.batch for cell in cells})
+    if len(grid) == 1:
+        known = batch.source == "given" and batch.value == grid[0]
+        yield "caution" if known else "do not trust", "one batch was swept, so nothing is known about the best one"
+    if not grid[0] <= batch.value <= grid[-1]:
+        far = batch.value > grid[-1] * 2**STRAY or batch.value < grid[0] / 2**STRAY
+        text = f"a batch of {power(batch.value)} lies outside the grid of {power(grid[0])} to {power(grid[-1])} tokens"
+        yield "do not trust" if far and batch.source == "given" else "caution", text
+    last = [cell for cell in cells if cell.tokens == target.last.tokens]
+    bad = [cell for cell in last if not cell.usable]
+    if len(bad) > EDGES * len(last):
+        flags = sorted({flag for cell in bad for flag in cell.lr.flags})
+        text = f"{len(bad)} of {len(last)} cells of the largest horizon have no optimum ({', '.join(flags)})"
+        yield "do not trust", f"{text}: the grid of learning rates was in the wrong place, or the runs too noisy"
+    elif bad:
+        yield "ok", f"{len(bad)} of {len(last)} cells of the largest horizon have no optimum and are left out"
+    edges = [item for item in target.horizons if item.at_edge]
+    if batch.source == "rule" and len(edges) * 2 > len(target.horizons):
+        yield (
+            "caution",
+            f"the best batch was at the edge of the grid at {len(edges)} of {len(target.horizons)} horizons",
+        )
+    if curved.lr is None:
+        yield "do not trust", "no optimum was found, so what a wrong learning rate costs is not known"
+
+
+def _size(target: Target, adaptive: bool) -> Iterator[Reason]:
+    rules = [rule for rule in target.fit.rules if rule.family == target.family and rule.law is not None]
+    for name in target.given:
+        measured = any(rule.law and name in rule.law.exponents and rule.name.startswith("lr") for rule in rules)
+        value, known = getattr(target.size, name), getattr(target.last, name)
+        if measured:
+            largest = max(getattr(cell, name) for cell in target.fit.cells if cell.family == target.family)
+            if value > 4 * largest:
+                yield "caution", f"{name} {value:,.6g} is far beyond the largest swept, {largest:,.6g}"
+            continue
+        level, why = _assumption(name, adaptive)
+        yield level, f"{name} {value:,.6g} is not that of the sweep ({known:,.6g}): assumed, not measured: {why}"
+
+
+def _assumption(name: str, adaptive: bool) -> Reason:
+    """What carries over to another size where the sweep has one size only."""
+    if adaptive:
+        return "do not trust", (
+            "no change of the learning rate, although Adam's falls with the size (arXiv:2203.03466); sweep another size"
+        )
+    if name == "width":
+        return "caution", (
+            "a learning rate in the layer's operator norm transfers over width by theory (arXiv:2405.14813, "
+            "arXiv:2409.20325), and so is the best batch taken to"
+        )
+    if name == "depth":
+        return "caution", "the best learning rate did not move with depth in arXiv:2510.03871, Tables 1 to 3"
+    return "caution", "rates in operator norms and best batches do not move with the number of parameters"

@@ -1,0 +1,95 @@
+"""Whether a plan says what speaks against it."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic import columns, write_runs
+
+from disco.errors import UserError
+from disco.fit import StudyFit, fit_table
+from disco.guide import plan, sweep_settings
+from disco.guide._settings import differences
+from disco.runs.reader import read_runs
+
+RATES = np.arange(-9.0, 2.0)
+SWEEP = {"optimizer.name": "scion", "optimizer.momentum": 0.0, "schedule.decay": 0.0, "model.context": 128}
+
+
+@pytest.fixture(scope="module")
+def fit() -> StudyFit:
+    return fit_table(columns(RATES))
+
+
+def test_near_the_sweep_there_is_nothing_against_it(fit: StudyFit) -> None:
+    found = plan(fit, 2**22)
+    assert (found.trust, found.warnings) == ("ok", ())
+
+
+def test_trust_falls_with_the_reach(fit: StudyFit) -> None:
+    assert [plan(fit, 2 ** (21 + octaves)).trust for octaves in (1, 2, 3, 4)] == [
+        "ok", "caution", "caution", "do not trust"
+    ]  # fmt: skip
+    assert plan(fit, 2**25).warnings[0] == (
+        "extrapolated 4.0 doublings of tokens from a study that spans 3.0: a law that bends would not show"
+    )
+
+
+def test_cells_without_an_optimum_are_a_reason() -> None:
+    """Grids that end before the optimum at most batches."""
+    found = plan(fit_table(columns(np.arange(-9.0, -4.0))), 2**22)
+    assert found.trust == "do not trust"
+    assert any("cells of the largest horizon have no optimum (edge-high)" in note for note in found.warnings)
+
+
+def test_settings_that_differ_are_told(fit: StudyFit) -> None:
+    same = plan(fit, 2**22, run=dict(SWEEP), sweep={"scion": SWEEP})
+    assert (same.unlike, same.trust) == ((), "ok")
+    run = {"optimizer.momentum": 0.9, "schedule.decay": 0.2, "model.context": 4096, "optimizer.weight_decay": 0.1}
+    found = plan(fit, 2**22, run=run, sweep={"scion": SWEEP})
+    assert {each.setting for each in found.unlike} == set(run)
+    assert found.trust == "caution"
+    assert any(note.startswith("momentum is 0.9, in the sweep 0: ") for note in found.warnings)
+    assert any(note.startswith("weight decay is 0.1, in the sweep 0: ") for note in found.warnings)
+    other = plan(fit, 2**22, run={"optimizer.name": "adamw"}, sweep={"scion": SWEEP})
+    assert other.trust == "do not trust"
+    assert other.warnings[0].startswith("optimizer is adamw, in the sweep scion")
+
+
+def test_what_neither_side_tells_is_not_compared() -> None:
+    assert differences({}, {"optimizer.momentum": 0.9}) == ()
+    assert differences(SWEEP, {}) == ()
+    assert differences(SWEEP, {"data.tokenizer": "bytes"}) == ()
+    (each,) = differences(SWEEP, {"schedule.warmup": 4096})
+    assert (each.sweep, each.run) == ("0", "4096")
+    with pytest.raises(UserError, match=r"optimizer\.momentum of the run must be a number, got 'some'"):
+        differences(SWEEP, {"optimizer.momentum": "some"})
+
+
+def test_the_family_most_like_the_run_is_taken() -> None:
+    table = columns(RATES)
+    other = table | {"family": np.full(len(table["lr"]), "scion, momentum 0.9"), "loss": table["loss"] + 0.1}
+    fit = fit_table({name: np.concatenate([table[name], other[name]]) for name in table})
+    known = {"scion": SWEEP, "scion, momentum 0.9": SWEEP | {"optimizer.momentum": 0.9}}
+    assert plan(fit, 2**22, run={"optimizer.momentum": 0.9}, sweep=known).family == "scion, momentum 0.9"
+    assert plan(fit, 2**22, run={"optimizer.momentum": 0.0}, sweep=known).family == "scion"
+
+
+def test_adams_rates_are_not_carried_over_width() -> None:
+    table = columns(RATES)
+    found = plan(fit_table(table | {"family": np.full(len(table["lr"]), "adamw")}), 2**22, width=256)
+    assert found.trust == "do not trust"
+    assert "Adam's falls with the size" in found.warnings[0]
+
+
+def test_settings_of_records(tmp_path: Path) -> None:
+    write_runs(tmp_path, rates=(-4, -3), batches=(1024, 2048), last=2**18)
+    write_runs(tmp_path, rates=(-4,), batches=(1024,), last=2**18, momentum=0.9)
+    found = sweep_settings(read_runs(tmp_path).runs)
+    assert set(found) == {"scion", "scion, momentum 0.9"}
+    plain = found["scion"]
+    assert (plain["optimizer.name"], plain["optimizer.momentum"], plain["schedule.decay"]) == ("scion", 0.0, 0.0)
+    assert (plain["schedule.shape"], plain["model.context"], plain["data.vocab"]) == ("constant", 128, 256)
+    assert found["scion, momentum 0.9"]["optimizer.momentum"] == 0.9
+    assert all(math.isfinite(value) for value in plain.values() if isinstance(value, float))
