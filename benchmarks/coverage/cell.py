@@ -1,6 +1,9 @@
 """Coverage of the interval of a cell's optimum, its width, and the flags of cells whose optimum is off the grid.
 
 python -m benchmarks.coverage.cell [--replicates 1000]
+
+"attainable" is the width of an estimator that knows the shape and scale of the curve and the noise, and uses all
+points, the steep far ones too, which tell a local fit nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from benchmarks.coverage.generator import SHAPES, bowl, scan
+from benchmarks.coverage.generator import HELD_OUT, SHAPES, bowl, scan
 from benchmarks.coverage.report import section
 
 from disco.fit import optimum
@@ -132,6 +135,17 @@ def main() -> None:
         section(title, ("settings", *COLUMNS), [*rows, ["all", *total.row]], f"{replicates} replicates a setting")
         full = [[f"{s.grid}", f"{s.noise}", f"{s.shape}", *count.row] for s, count in counts.items()]
         section(f"{title}: every setting", ("grid", "noise", "shape", *COLUMNS), full)
+    held_out = {
+        setting: run(setting, replicates, seed=100)
+        for freedom in (20, 0)
+        for shape in HELD_OUT
+        for grid in GRIDS
+        for noise in NOISES
+        for setting in [Setting(shape, grid, noise, freedom=freedom)]
+    }
+    rows = [row for by in ("freedom", "shape", "noise") for row in _table(held_out, by)]
+    note = f"{replicates} replicates a setting; freedom: degrees of freedom of the noise that is given, 0: none"
+    section("Optimum of a cell, shapes that the constants were not chosen on", ("settings", *COLUMNS), rows, note)
     more = [
         Setting(shape, (1.0, 7), 0.2, seeds=seeds, freedom=freedom, diverged=diverged)
         for shape in (("exponential", 1.5), ("pieces", 2.0))

@@ -26,6 +26,10 @@ SHAPES: tuple[tuple[str, float], ...] = (
     ("quartic", 1.5), ("quartic", 2.0),
     ("pieces", 1.5), ("pieces", 2.0),
 )  # fmt: skip
+HELD_OUT: tuple[tuple[str, float], ...] = (("sharp", 1.5), ("sharp", 2.0), ("plateau", 1.0), ("root", 1.0))
+"""Shapes that played no part in choosing the constants of ``disco.fit._smooth``, which were chosen by the coverage on
+``SHAPES``. "sharp" is "logcosh" with slopes that level off within one octave; "plateau" levels off to the left, "root"
+becomes linear there, and both are parabolas to the right."""
 
 
 def bowl(name: str, ratio: float) -> Bowl:
@@ -35,8 +39,12 @@ def bowl(name: str, ratio: float) -> Bowl:
     if name == "exponential":
         k = brentq(lambda k: (math.exp(k) - k - 1) - ratio * (math.exp(-k) + k - 1), 1e-3, 3)
         return lambda u: 2 * (np.exp(k * u) - k * u - 1) / k**2
-    if name == "logcosh":
-        s = 0.45  # slopes level off within some two octaves
+    if name == "plateau":
+        return lambda u: np.where(np.asarray(u) > 0, np.asarray(u) ** 2, 4 * (1 - np.exp(-(np.asarray(u) ** 2) / 4)))
+    if name == "root":
+        return lambda u: np.where(np.asarray(u) > 0, np.asarray(u) ** 2, 2 * (np.sqrt(1 + np.asarray(u) ** 2) - 1))
+    if name in ("logcosh", "sharp"):
+        s = 0.45 if name == "logcosh" else 0.8  # slopes level off within some two octaves, or one
         return lambda u: (
             2 / (ratio * s * s) * (np.logaddexp(math.log(ratio) - s * u, ratio * s * u) - math.log(ratio + 1))
         )

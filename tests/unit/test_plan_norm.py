@@ -35,7 +35,7 @@ def test_the_way_follows_the_growth_of_the_sweep() -> None:
         low, high = map(math.log2, mark.interval)
         assert low < expected < high
         if mark.tokens >= 2**18:  # where there were runs
-            assert high - low == pytest.approx(2 * 1.65 * 0.05, rel=0.3)
+            assert 2 * 1.6 * 0.05 < high - low < 2 * 2.6 * 0.05
         assert not mark.extrapolated
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from disco.cli import Tables, _show
 from disco.errors import UserError
-from disco.fit import StudyFit, fit_table
+from disco.fit import StudyFit, Transfer, fit_table
 from disco.guide import Estimate
 from disco.guide import plan as make_plan
 from disco.runs.convert import to_runs
@@ -52,6 +53,8 @@ def fit(paths: Sequence[Path], tables: Tables, output: Path, bootstraps: int, as
         verdict = path.transfer.verdict if path.transfer else "cannot tell: too few optima"
         where = " ".join(part for part in (path.model, path.family) if part)
         print(f"{where}: optimal norm over {path.axis} ({path.condition}): {verdict}")
+        if len(path.others) > 1:
+            _show.table([_norm(name, test) for name, test in path.others.items()], f"norms over {path.axis}: {where}")
     _show.warn(fitted.warnings)
     print(f"fit: {output}")
     return code
@@ -74,6 +77,17 @@ def _estimate(name: str, number: Estimate) -> dict[str, str]:
     interval = " .. ".join(map(power, number.interval)) if number.interval else ""
     value = power(number.value)
     return {"": name, "value": value, "90%": interval, "source": number.source, "also": number.why}
+
+
+def _norm(name: str, test: Transfer) -> dict[str, str]:
+    low, high = test.interval or (math.nan, math.nan)
+    return {
+        "norm": name.removeprefix("norm/"),
+        "octaves per doubling": f"{test.slope:+.2f}",
+        "90%": f"{low:+.2f} .. {high:+.2f}" if test.interval else "",
+        "would not matter": f"±{test.margin:.2f}",
+        "verdict": test.verdict,
+    }
 
 
 def _layers(fitted: StudyFit) -> None:

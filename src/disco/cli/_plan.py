@@ -142,6 +142,9 @@ def text(plan: Plan) -> Iterator[str]:
     for each in plan.answers:
         if each.conditions:
             yield from _wrapped(f"{each.name}: {each.conditions}{f' [{each.note}]' if each.note else ''}", "  ")
+    silent = [each for each in plan.answers if each.lr is None and not each.conditions]
+    for each in silent:
+        yield from _wrapped(f"No answer by {each.name}: {each.note}")
 
 
 def _number(name: str, value: Estimate) -> Iterator[str]:

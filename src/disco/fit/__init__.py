@@ -5,7 +5,8 @@ from disco.fit._cells import Cell, Horizon, Point
 from disco.fit._joint import Joint, NearBatch, NearOptimal, joint, near_optimal
 from disco.fit._laws import HeldOut, Interaction
 from disco.fit._layer_groups import GroupRatio, LayerGroups, RatioOptimum, layer_groups
-from disco.fit._optimum import Optimum, optimum
+from disco.fit._noise import Noise
+from disco.fit._optimum import Optimum, optimum, variants
 from disco.fit._published import PUBLISHED, PublishedRule, published
 from disco.fit._regret import Forecast, Regret, Rolling, regret
 from disco.fit._result import Result
@@ -15,7 +16,7 @@ from disco.fit._scaling import Composite, Rule
 from disco.fit._selection import near_minimum
 from disco.fit._study import NORM, Bottom, FirstHit, OneStage, Path, StudyFit, fit_table
 from disco.fit._surface import JointPrediction, Surface, surface
-from disco.fit._transfer import Transfer, norm_transfer
+from disco.fit._transfer import Transfer, margin_for, norm_transfer, transfers
 
 __all__ = [
     "NORM",
@@ -35,6 +36,7 @@ __all__ = [
     "LayerGroups",
     "NearBatch",
     "NearOptimal",
+    "Noise",
     "OneStage",
     "Optimum",
     "Path",
@@ -54,6 +56,7 @@ __all__ = [
     "fit_table",
     "joint",
     "layer_groups",
+    "margin_for",
     "near_minimum",
     "near_optimal",
     "norm_transfer",
@@ -63,4 +66,6 @@ __all__ = [
     "regret",
     "rolling_origin",
     "surface",
+    "transfers",
+    "variants",
 ]

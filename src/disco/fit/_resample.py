@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from disco.fit._cells import Cell, Horizon
 from disco.fit._joint import joint_moves
 from disco.fit._optimum import Optimum, window
-from disco.fit._smooth import _bases as bases
+from disco.fit._smooth import bases
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, np.ndarray]

@@ -4,11 +4,11 @@ The model is y = polynomial + g(x) + noise with g a Gaussian process: the curvat
 varies along x by ``BEND`` of itself with a correlation length of ``CORRELATED`` octaves. So a flank may be steeper than
 the other, or level off, and the interval of the minimum covers the bias that a parabola has on such a curve as well as
 the noise; none that is shorter on symmetric curves can do so on lopsided ones (Armstrong & Kolesar 2020, Quant. Econ.
-11:1). A handful of points cannot tell how lopsided curves get, so the two constants are not fitted to them: Step Law's
-144 learning-rate scans (arXiv:2503.04715) have a cubic coefficient of 0.22 of the quadratic one (root mean square, in
-octaves), and benchmarks/coverage holds the intervals against nine shapes of this and twice this lopsidedness. The
-estimate is a best linear unbiased prediction ("universal kriging") of the slope, see Rasmussen & Williams 2006,
-Gaussian Processes for Machine Learning, 2.7 and 9.4.
+11:1). A handful of points cannot tell how lopsided curves get, so the two constants are not fitted to them. They were
+chosen by the coverage of the intervals on nine shapes (benchmarks/coverage, which also holds shapes out), whose cubic
+coefficients are up to 0.35 of the quadratic one, in octaves; Step Law's 144 learning-rate scans (arXiv:2503.04715) have
+0.22 (root mean square). The estimate is a best linear unbiased prediction ("universal kriging") of the slope, see
+Rasmussen & Williams 2006, Gaussian Processes for Machine Learning, 2.7 and 9.4.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class _Posterior:
         self.at = np.linspace(low, high, _POINTS)
         knots = np.linspace(low, high, _KNOTS, endpoint=False)
         centre = float(x[np.argmin(y)])
-        null, walk = _bases(x, knots, (high - low) / _KNOTS, centre, cubic)
-        null_at, walk_at = _bases(self.at, knots, (high - low) / _KNOTS, centre, cubic)
+        null, walk = bases(x, knots, (high - low) / _KNOTS, centre, cubic)
+        null_at, walk_at = bases(self.at, knots, (high - low) / _KNOTS, centre, cubic)
         root = np.sqrt(weight)
         self.y = y * root
         design, random = null[0] * root[:, None], walk[0] * root[:, None]
@@ -212,7 +212,7 @@ class _Posterior:
         return np.asarray(np.abs(precision @ self.y) / np.sqrt(diagonal))
 
 
-def _bases(x: Array, knots: Array, step: float, centre: float, cubic: bool) -> tuple[list[Array], list[Array]]:
+def bases(x: Array, knots: Array, step: float, centre: float, cubic: bool) -> tuple[list[Array], list[Array]]:
     """Columns of the polynomial and of the process: values, first and second derivatives, per unit of a."""
     u, one = x - centre, np.ones_like(x)
     powers = [(one, u, u**2, u**3), (0 * one, one, 2 * u, 3 * u**2), (0 * one, 0 * one, 2 * one, 6 * u)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 
 import numpy as np
 
 from disco.errors import UserError
-from disco.fit._cells import Cell, Columns, Horizon, complete, fit_cell, fit_horizon, split
+from disco.fit._cells import Cell, Columns, Horizon, complete, fit_cells, fit_horizon
 from disco.fit._joint import Joint, NearOptimal, bottom
 from disco.fit._laws import MIN_HORIZONS
 from disco.fit._layer_groups import LayerGroups, layer_groups, varies
@@ -19,7 +19,7 @@ from disco.fit._resample import resample
 from disco.fit._result import Result
 from disco.fit._scaling import Composite, Rule, Scaling
 from disco.fit._surface import DRAWS, Surface, surface
-from disco.fit._transfer import Transfer, margin_for, norm_transfer
+from disco.fit._transfer import Transfer, margin_for, norm_transfer, octaves_between, transfers
 from disco.runs.units import exact, two_to
 
 NORM = "norm/output/rms_to_inf"
@@ -57,6 +57,8 @@ class Path(Result):
     """log2 of the optimal norm at the best batch."""
     transfer: Transfer | None
     """None where the curvature, and so the margin, is unknown."""
+    others: dict[str, Transfer] = field(default_factory=dict)
+    """Along tokens the same test for every logged norm, by column, those that transfer best first."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,7 @@ def fit_once(columns: Columns, norm: str, bootstraps: int, seed: int) -> StudyFi
     table = complete(columns, norm)
     if not len(table["lr"]):
         raise UserError("fit: the table has no rows with a loss; let at least one horizon finish")
-    pieces = split(table, "family", "model", "tokens", "batch")
-    cells = tuple(sorted(map(fit_cell, pieces), key=lambda c: (c.family, np.nan_to_num(c.parameters), c.model)))
+    cells = tuple(sorted(fit_cells(table), key=lambda c: (c.family, np.nan_to_num(c.parameters), c.model)))
     horizons = tuple(
         fit_horizon(tuple(group)) for _, group in groupby(cells, key=lambda c: (c.family, c.model, c.tokens))
     )
@@ -185,7 +186,11 @@ def fit_once(columns: Columns, norm: str, bootstraps: int, seed: int) -> StudyFi
         fit,
         hits=hits,
         rules=tuple(rules),
-        paths=(*_token_paths(fit), *_size_paths(fit, "width", "depth"), *_size_paths(fit, "depth", "width")),
+        paths=(
+            *_token_paths(replace(fit, rules=tuple(rules))),
+            *_size_paths(fit, "width", "depth"),
+            *_size_paths(fit, "depth", "width"),
+        ),
         bottoms=bottoms,
         composites=tuple(item for item in composites if item),
         surfaces=tuple(_one_stage(columns, family, min(bootstraps, DRAWS), seed) for family in families)
@@ -268,7 +273,22 @@ def _token_paths(fit: StudyFit) -> Iterator[Path]:
         several = any(len(item.batches) > 1 for item in horizons)
         where = "at the best batch" if several else f"at a batch of {exact(horizons[0].batch)} tokens"
         curvature = [norm.curvature for norm in (_cell_of(cells, item).norm for item in use) if norm]
-        yield _path(*study, "tokens", where, use, [float(item.tokens) for item in use], curvature)
+        law = fit.rule(*study, "norm(tokens)").law if fit.bootstraps else None
+        error = law.standard_errors["tokens"] if law else None
+        scale = [float(item.tokens) for item in use]
+        yield replace(
+            _path(*study, "tokens", where, use, scale, curvature, error),
+            others=_side_by_side([item for item in horizons if not item.at_edge]),
+        )
+
+
+def _side_by_side(horizons: Sequence[Horizon]) -> dict[str, Transfer]:
+    """Which of the logged norms stays put over tokens, at the best batches."""
+    names = sorted({name for item in horizons for name in item.norms})
+    norms = {name: [item.norms.get(name, math.nan) for item in horizons] for name in names}
+    curvatures = {name: [item.curvatures.get(name, math.nan) for item in horizons] for name in names}
+    known = {name: float(np.nanmedian(c)) for name, c in curvatures.items() if np.isfinite(c).any()}
+    return transfers([float(item.tokens) for item in horizons], norms, known, TOLERANCE)
 
 
 def _size_paths(fit: StudyFit, axis: str, other: str) -> Iterator[Path]:
@@ -294,14 +314,14 @@ def _size_paths(fit: StudyFit, axis: str, other: str) -> Iterator[Path]:
 
 
 def _path(
-    family: str, model: str, axis: str, where: str, use: Sequence[Horizon], scale: list[float], curvature: list[float]
-) -> Path:
+    family: str, model: str, axis: str, where: str, use: Sequence[Horizon], scale: list[float],
+    curvature: list[float], error: float | None = None,
+) -> Path:  # fmt: skip
     transfer = None
     norms = tuple(item.smooth_norm for item in use)
     if curvature and len(scale) > 1:
-        octaves = math.log2(max(scale) / min(scale)) + 1  # the fitted range and one doubling more
-        margin = margin_for(float(np.median(curvature)), TOLERANCE, octaves)
-        transfer = norm_transfer(scale, [2.0**norm for norm in norms], margin)
+        margin = margin_for(float(np.median(curvature)), TOLERANCE, octaves_between(scale))
+        transfer = norm_transfer(scale, [2.0**norm for norm in norms], margin, error=error)
     at = tuple((item.model, item.tokens) for item in use)
     return Path(family, model, axis, where, at, tuple(scale), norms, transfer)
 

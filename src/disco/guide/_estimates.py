@@ -43,6 +43,8 @@ class Said:
     why: str
     assumed: bool = False
     """Whether a size that was asked for is not in the rule."""
+    pooled: bool = False
+    """Whether it rests on all models of the family."""
 
     @property
     def sd(self) -> float:
@@ -73,17 +75,16 @@ def agreed(own: Said, others: Sequence[Said]) -> Said:
 
     The stages differ in what they assume of the shape of the loss (a curve per cell, a lopsided bowl, one formula for
     all runs), and no interval of theirs knows about the part that its own assumption gets wrong. So the variance is
-    that of the stage plus that between them: the mean square of the distances from it, its own 0 included, each
-    weighted by how sure that stage is (a mixture over models; Draper 1995, J. R. Stat. Soc. B 57:45).
+    that of the stage plus that between them: the mean square of the distances from it, its own 0 included (a mixture
+    over models, equally likely; Draper 1995, J. R. Stat. Soc. B 57:45).
     """
-    known = [said for said in (own, *others) if said.prediction is not None and said.sd > 0]
-    if own.prediction is None or not known:
+    if own.prediction is None:
         return own
-    at, weights = own.prediction, np.array([said.sd**-2 for said in known])
-    apart = np.array([said.prediction.log2 - at.log2 for said in known if said.prediction])
-    square = float(weights @ apart**2 / weights.sum())
-    below, above = (math.hypot(side, NORMAL * math.sqrt(square)) for side in (at.log2 - at.low, at.high - at.log2))
-    return replace(own, prediction=Prediction(at.log2, at.log2 - below, at.log2 + above))
+    at = own.prediction
+    apart = [0.0, *(other.prediction.log2 - at.log2 for other in others if other.prediction is not None)]
+    between = NORMAL * math.sqrt(float(np.mean(np.square(apart))))
+    low, high = at.log2 - math.hypot(at.log2 - at.low, between), at.log2 + math.hypot(at.high - at.log2, between)
+    return replace(own, prediction=Prediction(at.log2, low, high))
 
 
 def _two_stage(target: Target) -> Stage:
@@ -191,5 +192,5 @@ def _predict(target: Target, rules: Iterator[Rule], batch: float | None = None) 
             refused = f"the rule {rule.name} from {rule.n} optima predicts here with an interval that is {size}"
             continue
         assumed = not set(target.given) <= set(rule.law.exponents)
-        return Said(prediction, f"rule {rule.name} from {rule.n} optima", assumed)
+        return Said(prediction, f"rule {rule.name} from {rule.n} optima", assumed, not rule.model)
     return Said(None, refused or "no rule in tokens")

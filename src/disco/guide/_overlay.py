@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from disco.errors import UserError
 from disco.fit import PUBLISHED, PublishedRule, Result
 from disco.guide._cost import Curvatures
-from disco.guide._estimates import Said, Stage, usable_bottoms
+from disco.guide._estimates import Said, Stage
 from disco.guide._target import Target
 
 PAPER = "paper's recipe"
@@ -87,7 +87,7 @@ def _plain(said: Said) -> tuple[float | None, Interval | None]:
 
 def _published(target: Target, rule: PublishedRule, fixed: float | None) -> Answer:
     notes = []
-    optima = usable_bottoms(target)
+    optima = [b for b in target.fit.bottoms if b.family == target.family and b.optimum.usable]
     if rule.needs_constant:
         rule = rule.calibrate(
             [2**b.optimum.lr for b in optima], [2**b.optimum.batch for b in optima],

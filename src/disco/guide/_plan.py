@@ -145,7 +145,7 @@ def plan(
     given = batch is not None or of_batch.source == "capped"
     found = answers(target, every, chosen, curved, of_batch.value, given)
     against = sorted(
-        reasons(target, of_batch, of_rate, curved, unlike(target.family), adaptive),
+        reasons(target, of_batch, of_rate, curved, unlike(target.family), adaptive, said.pooled),
         key=lambda item: -("ok", "caution", "do not trust").index(item[0]),
     )
     runs_on = not own.get("schedule.decay")

@@ -57,6 +57,12 @@ class Target:
         """log2 of the largest over the smallest horizon."""
         return math.log2(self.last.tokens / self.horizons[0].tokens)
 
+    @property
+    def family_horizons(self) -> tuple[Horizon, ...]:
+        """All horizons of all models of the family, short ones first."""
+        own = (item for item in self.fit.horizons if item.family == self.family)
+        return tuple(sorted(own, key=lambda item: item.tokens))
+
     def values(self, batch: float | None = None) -> dict[str, float]:
         """What a rule may take, by name."""
         known = {"tokens": float(self.tokens), **vars(self.size)}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from disco.fit import Horizon
 from disco.guide._cost import Curvatures
 from disco.guide._estimates import Estimate
 from disco.guide._settings import Difference
@@ -30,8 +32,9 @@ def verdict(reasons: Sequence[Reason]) -> Trust:
 
 
 def reasons(
-    target: Target, batch: Estimate, lr: Estimate, curved: Curvatures, unlike: Sequence[Difference], adaptive: bool
-) -> Iterator[Reason]:
+    target: Target, batch: Estimate, lr: Estimate, curved: Curvatures, unlike: Sequence[Difference], adaptive: bool,
+    pooled: bool,
+) -> Iterator[Reason]:  # fmt: skip
     """Everything that speaks against the plan.
 
     Args:
@@ -41,12 +44,16 @@ def reasons(
         curved: Of the study.
         unlike: Settings that differ from the sweep's.
         adaptive: Whether the rates are Adam's.
+        pooled: Whether the rate rests on all models of the family.
     """
     for name, number in (("batch", batch), ("learning rate", lr)):
         if number.source == "default":
             yield "do not trust", f"the {name} is a default, not a prediction"
-    yield from _reach(target)
-    yield from _grid(target, batch, curved)
+    yield from _reach(target, target.family_horizons if pooled else target.horizons)
+    yield from _grid(target, batch)
+    yield from _optima(target, pooled)
+    if curved.lr is None:
+        yield "do not trust", "no optimum was found, so what a wrong learning rate costs is not known"
     yield from _size(target, adaptive)
     if lr.interval and (lr.interval[1] / lr.interval[0]) > 2 ** (2 * WIDE):
         yield "caution", f"the interval of the learning rate is wider than {WIDE:g} octave on either side"
@@ -60,19 +67,19 @@ def reasons(
             yield "caution", note
 
 
-def _reach(target: Target) -> Iterator[Reason]:
-    octaves, span = target.octaves, target.span
+def _reach(target: Target, horizons: Sequence[Horizon]) -> Iterator[Reason]:
+    first, last = horizons[0].tokens, horizons[-1].tokens
+    octaves, span = math.log2(target.tokens / last), math.log2(last / first)
+    text = f"extrapolated {octaves:.1f} doublings of tokens from a study that spans {span:.1f}"
     if octaves > max(span, 1.0):
-        text = f"extrapolated {octaves:.1f} doublings of tokens from a study that spans {span:.1f}"
         yield "do not trust", f"{text}: a law that bends would not show"
     elif octaves > max(span / 2, 1.0):
-        yield "caution", f"extrapolated {octaves:.1f} doublings of tokens from a study that spans {span:.1f}"
+        yield "caution", text
     if octaves < -span:
-        shortest = power(target.horizons[0].tokens)
-        yield "caution", f"the run is shorter than the shortest horizon swept, {shortest} tokens"
+        yield "caution", f"the run is shorter than the shortest horizon swept, {power(first)} tokens"
 
 
-def _grid(target: Target, batch: Estimate, curved: Curvatures) -> Iterator[Reason]:
+def _grid(target: Target, batch: Estimate) -> Iterator[Reason]:
     cells = target.cells
     grid = sorted({cell.batch for cell in cells})
     if len(grid) == 1:
@@ -82,22 +89,29 @@ def _grid(target: Target, batch: Estimate, curved: Curvatures) -> Iterator[Reaso
         far = batch.value > grid[-1] * 2**STRAY or batch.value < grid[0] / 2**STRAY
         text = f"a batch of {power(batch.value)} lies outside the grid of {power(grid[0])} to {power(grid[-1])} tokens"
         yield "do not trust" if far and batch.source == "given" else "caution", text
-    last = [cell for cell in cells if cell.tokens == target.last.tokens]
-    bad = [cell for cell in last if not cell.usable]
-    if len(bad) > EDGES * len(last):
-        flags = sorted({flag for cell in bad for flag in cell.lr.flags})
-        text = f"{len(bad)} of {len(last)} cells of the largest horizon have no optimum ({', '.join(flags)})"
-        yield "do not trust", f"{text}: the grid of learning rates was in the wrong place, or the runs too noisy"
-    elif bad:
-        yield "ok", f"{len(bad)} of {len(last)} cells of the largest horizon have no optimum and are left out"
     edges = [item for item in target.horizons if item.at_edge]
     if batch.source == "rule" and len(edges) * 2 > len(target.horizons):
         yield (
             "caution",
             f"the best batch was at the edge of the grid at {len(edges)} of {len(target.horizons)} horizons",
         )
-    if curved.lr is None:
-        yield "do not trust", "no optimum was found, so what a wrong learning rate costs is not known"
+
+
+def _optima(target: Target, pooled: bool) -> Iterator[Reason]:
+    """Cells without an optimum: at the largest horizon, or of all models where the rule rests on all."""
+    if pooled:
+        cells = [cell for cell in target.fit.cells if cell.family == target.family]
+        where = "of all models"
+    else:
+        cells = [cell for cell in target.cells if cell.tokens == target.last.tokens]
+        where = "of the largest horizon"
+    bad = [cell for cell in cells if not cell.usable]
+    text = f"{len(bad)} of {len(cells)} cells {where} have no optimum"
+    if len(bad) > EDGES * len(cells):
+        flags = ", ".join(sorted({flag for cell in bad for flag in cell.lr.flags}))
+        yield "do not trust", f"{text} ({flags}): the grid was in the wrong place, or the runs too noisy"
+    elif bad:
+        yield "ok", f"{text} and are left out"
 
 
 def _size(target: Target, adaptive: bool) -> Iterator[Reason]:
