@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from disco.fit import StudyFit, fit_table
+from disco.fit import BOOTSTRAPS, StudyFit, fit_table
 from disco.guide import Plan, plan
 from disco.report import render_optima, render_plan, render_rules, write_report
 from disco.runs.reader import read_runs
@@ -81,7 +81,7 @@ def run(
             print(f"stopped with {result.waiting} runs left; the same command continues")
         return 128 + result.signal
     records = read_runs(*(out / config.id for config in study.runs))  # other studies may lie beside this one's
-    fit = fit_table(columns(records.runs))
+    fit = fit_table(columns(records.runs), bootstraps=BOOTSTRAPS)
     page = write_report(records, fit, out / "report.html")
     write_json(out / "fit.json", fit.to_dict())
     next_plan = plan(fit, 2 * max(item.tokens for item in fit.horizons))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from disco.cli import Tables, _show
 from disco.errors import UserError
-from disco.fit import StudyFit, Transfer, fit_table
+from disco.fit import BOOTSTRAPS, StudyFit, Transfer, fit_table
 from disco.guide import Estimate
 from disco.guide import plan as make_plan
 from disco.runs.convert import to_runs
@@ -19,9 +19,6 @@ from disco.runs.sources import is_table, read_tables
 from disco.runs.table import columns
 from disco.runs.units import power, short, two_to
 from disco.runs.writer import write_json
-
-BOOTSTRAPS = 1000
-"""Resamples behind the intervals of a report."""
 
 
 def fit(paths: Sequence[Path], tables: Tables, output: Path, bootstraps: int, as_json: bool) -> int:

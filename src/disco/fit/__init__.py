@@ -14,11 +14,12 @@ from disco.fit._rolling import rolling_origin
 from disco.fit._rules import PowerLaw, Prediction, power_law
 from disco.fit._scaling import Composite, Rule
 from disco.fit._selection import near_minimum
-from disco.fit._study import NORM, Bottom, FirstHit, OneStage, Path, StudyFit, fit_table
+from disco.fit._study import BOOTSTRAPS, NORM, Bottom, FirstHit, OneStage, Path, StudyFit, fit_table
 from disco.fit._surface import JointPrediction, Surface, surface
 from disco.fit._transfer import Transfer, margin_for, norm_transfer, transfers
 
 __all__ = [
+    "BOOTSTRAPS",
     "NORM",
     "PUBLISHED",
     "Bottom",

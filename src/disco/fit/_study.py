@@ -23,6 +23,8 @@ from disco.fit._transfer import Transfer, margin_for, norm_transfer, octaves_bet
 from disco.runs.units import exact, two_to
 
 NORM = "norm/output/rms_to_inf"
+BOOTSTRAPS = 1000
+"""Resamples of whole runs for a report."""
 TOLERANCE = 0.01
 """Nats that a reused norm may cost for the verdict "transfers"."""
 
