@@ -5,6 +5,7 @@ python -m benchmarks.coverage.plan [--studies 1000] [--bootstraps 200]
 Every study has rules, a place on its grid and a drift of the optimal norm of its own; bowls are lopsided by shapes that
 are not fitted, and the noise of the losses and of the norms is correlated along a run. Plans are made for horizons 1 to
 3 doublings beyond the study, by the stage that the rolling origin chose. Writes plan.md beside this file as it goes.
+How intervals allow for the disagreement of the stages was chosen on seeds 0 and 5.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Setting:
     noise: float
 
 
-SETTINGS = tuple(Setting(grid, shape, noise) for grid in GRIDS for shape in SHAPES for noise in NOISES)
+SETTINGS = tuple(Setting(grid, shape, noise) for noise in NOISES for shape in SHAPES for grid in GRIDS)
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ class Tally:
             "# Coverage of the plan's 90% intervals on known truth", "",
             f"`python -m benchmarks.coverage.plan`: {what}. Stage chosen by the rolling origin: {chosen}.", "",
             *_table(("quantity", "n", "none", "coverage", "bias", "rms error", "median width"), self._overall(names)),
-            "", "Bias, error and width in octaves; for the cost in nats. Coverage by group:", "",
+            "", "Bias, error and width in octaves (a planned batch is rounded to a power of two); of the cost in nats.",
+            "", "Coverage by group:", "",
             *_table(("quantity", *groups), ([n, *(f"{self.covered(n, g):.2f}" for g in groups)] for n in names)),
             "", "What the plan expects to lose against the true optimum, and what it loses (milli-nats, means):", "",
             *_table(("", *self.costs), self._lost()),
@@ -205,7 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, default=1008)
     parser.add_argument("--bootstraps", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     print(run(arguments.studies, arguments.bootstraps, arguments.seed).text(arguments.bootstraps))
 

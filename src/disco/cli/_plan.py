@@ -14,9 +14,8 @@ from typing import Any
 from disco.cli import _show
 from disco.errors import UserError
 from disco.fit import StudyFit
-from disco.guide import Answer, Estimate, Plan
+from disco.guide import Answer, Estimate, Plan, flat_settings
 from disco.guide import plan as make_plan
-from disco.guide._settings import flat
 from disco.runs.units import UNKNOWN, power, short, two_to
 from disco.train.config import number
 
@@ -98,7 +97,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"--like: cannot read {file}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"--like: {file} is neither a configuration nor the record of a run: {error}") from None
-    return flat(table)
+    return flat_settings(table)
 
 
 def schedule(text: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from disco.guide._estimates import STAGES, Estimate
 from disco.guide._growth import Mark
 from disco.guide._overlay import Answer
 from disco.guide._plan import Plan, plan
-from disco.guide._settings import Difference, sweep_settings
+from disco.guide._settings import Difference, flat_settings, sweep_settings
 
 __all__ = [
     "STAGES",
@@ -19,6 +19,7 @@ __all__ = [
     "LargestBatch",
     "Mark",
     "Plan",
+    "flat_settings",
     "plan",
     "sweep_settings",
 ]

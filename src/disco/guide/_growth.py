@@ -69,23 +69,19 @@ def expected_norm(target: Target, batch: float, best: Prediction | None) -> Esti
         return Estimate(2 ** seen[-1].norm, None, "default", f"{where}; no rule norm(tokens): {rule.reason}")
     law = towards_none(rule.law)
     found, slope = law.predict(target.values()), law.exponents["tokens"]
-    ends = f"{two_to(min(path.norm))} to {two_to(max(path.norm))}" if path.norm else "unknown"
-    verdict = f"over tokens: {path.transfer.verdict}" if path.transfer else ""
-    why = f"{rule.n} horizons, {ends}, {slope:+.2f} octaves per doubling of tokens"
-    why += f"; verdict {verdict}" if verdict else ""
-    half = found.high - found.log2
-    moved = 0.0
+    why = f"rule {rule.name} from {rule.n} optima: {slope:+.2f} octaves per doubling of tokens"
+    if path.norm and path.transfer:
+        why += f"; seen: {two_to(min(path.norm))} to {two_to(max(path.norm))}, over tokens: {path.transfer.verdict}"
+    moved, half = 0.0, found.high - found.log2
     if best is not None:
         of_batch, error = _slope_over_batch(target)
         away = math.log2(batch) - best.log2
-        moved = of_batch * away
-        half = math.hypot(half, NORMAL * error * away)
+        moved, half = of_batch * away, math.hypot(half, NORMAL * error * away)
         if abs(moved) > 0.05:
             why += f"; moved by {moved:+.2f} octaves for the batch"
     if half > WIDEST:
-        return Estimate(
-            2 ** path.norm[-1], None, "default", f"the last one seen; the rule's interval is too wide; {why}"
-        )
+        last = 2 ** seen[-1].norm if seen else math.nan
+        return Estimate(last, None, "default", f"the last one seen, since the interval is too wide; {why}")
     value = found.log2 + moved
     return Estimate(2**value, (2 ** (value - half), 2 ** (value + half)), "rule", why)
 

@@ -69,7 +69,7 @@ def sweep_settings(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
     runs = list(runs)
     found: dict[str, dict[str, Any]] = {}
     for run, family in zip(runs, families(runs), strict=True):
-        own = flat(run.config)
+        own = flat_settings(run.config)
         own.setdefault("schedule.shape", "linear decay" if own.get("schedule.decay") else "constant")
         known = found.setdefault(family, dict(own))
         for name in {*known, *own}:
@@ -81,12 +81,12 @@ def sweep_settings(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
     }
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by dotted name."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
+            found |= flat_settings(value, f"{prefix}{key}.")
         else:
             found[prefix + key] = list(value) if isinstance(value, tuple) else value
     return found
