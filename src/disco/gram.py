@@ -28,7 +28,7 @@ SMALL = 64
 """Short side from which it does; below, starting the products costs more than they do."""
 
 PANEL = 128
-"""Rows of a panel of a symmetric product; smaller panels lose more speed than they save work."""
+"""Fewest rows of a panel of a symmetric product; smaller ones lose more speed than they save work."""
 
 
 BAND = 32
@@ -127,15 +127,20 @@ def halves(x: Tensor, m: int) -> bool:
     return x.device.type == "cpu" and m >= 4 * PANEL
 
 
+def panel(m: int) -> int:
+    """Rows of the panels by which ``symmetric`` computes one half."""
+    return max(PANEL, -(-m // 8))
+
+
 def symmetric(a: Tensor, b: Tensor) -> Tensor:
     """The symmetric product a b of [m, k] and [k, m]; on a CPU one half of a large one, which is mirrored."""
     m = a.shape[0]
     if not halves(a, m):
         return a @ b
     out = a.new_empty(m, m)
-    panel = max(PANEL, -(-m // 8))
-    for start in range(0, m, panel):
-        stop = min(start + panel, m)
+    rows = panel(m)
+    for start in range(0, m, rows):
+        stop = min(start + rows, m)
         torch.mm(a[start:stop], b[:, :stop], out=out[start:stop, :stop])
         out[:start, start:stop] = out[start:stop, :start].mT
     return out

@@ -355,8 +355,16 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def _columns(matrix: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(_at_least_float32(matrix), dim=-2, keepdim=True)
+    return sum_of_squares(matrix, (-2,)).sqrt()
 
 
 def _rows(matrix: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(_at_least_float32(matrix), dim=-1, keepdim=True)
+    return sum_of_squares(matrix, (-1,)).sqrt()
+
+
+def sum_of_squares(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Over dimensions that are kept with length 1, in at least float32."""
+    x = _at_least_float32(tensor)
+    if len(dims) == 1 and x.stride(dims[0]) != 1:  # vector_norm is some 20 times slower across a CPU's cache lines
+        return x.square().sum(dims, keepdim=True)
+    return torch.linalg.vector_norm(x, dim=dims, keepdim=True).square()
