@@ -10,7 +10,9 @@ float32 the Gram form is not used at all (see ``uses_gram``).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from torch import Tensor
 from disco import polar
 from disco.polar import EPS, Method
 
+F = TypeVar("F", bound=Callable[..., Tensor])
 Product = Callable[[Tensor, Tensor], Tensor]
 """(A, B) -> A B of two matrices whose product is symmetric."""
 
@@ -70,6 +73,12 @@ def orthogonalize(
     gram_form = uses_gram(m, n, x.dtype)
     x = factor(symmetric(x, x.mT), method, steps) @ x if gram_form else _iterate(x, method, steps)
     return (x.mT if m > n else x).to(matrix.dtype)
+
+
+@functools.cache
+def compiled(function: F) -> F:
+    """``orthogonalize`` or ``factor`` by ``torch.compile``, one graph for each shape."""
+    return cast(F, torch.compile(function, dynamic=False))
 
 
 def factor(gram: Tensor, method: Method, steps: int, product: Product | None = None) -> Tensor:

@@ -53,6 +53,8 @@ class OperatorNorm(abc.ABC):
     """Precision of the orthogonalisation; None: float32 on a CPU, bfloat16 elsewhere, float64 for float64."""
     fast: bool = False
     """Orthogonalise by ``gram.orthogonalize``: the same to rounding, with fewer operations."""
+    compiled: bool = False
+    """That, compiled."""
 
     name: ClassVar[str]
     matrix_dims: ClassVar[str] = "a matrix"
@@ -266,7 +268,9 @@ class Spectral(OperatorNorm):
 
     def _lmo(self, gradient: Tensor) -> Tensor:
         matrix = self._matrix(gradient)
-        orthogonalize = gram.orthogonalize if self.fast else polar.orthogonalize
+        orthogonalize = polar.orthogonalize
+        if self.fast:
+            orthogonalize = gram.compiled(gram.orthogonalize) if self.compiled else gram.orthogonalize
         factor = orthogonalize(matrix, self.orthogonalize, self.steps, dtype=self.dtype)
         return factor.reshape(gradient.shape) / self._oriented_size(gradient)
 
