@@ -92,7 +92,7 @@ class Pipeline:
         receives: list[tuple[int, int]],
         tensors: Sequence[Tensor],
     ) -> Pending:
-        names = listed([self.plan.entries[job.entry].name for job in bucket])
+        names = listed(list(dict.fromkeys(self.plan.entries[job.entry].name for job in bucket)))
         like, what = tensors[bucket[0].entry], f"the {verb} of {names}"
         return exchange.start(cast(ProcessGroup, self._group), sends, receives, like, what)
 
@@ -196,7 +196,7 @@ class Pipeline:
             rows = a.new_zeros(height, job.side)
             mine = a[height * index : height * (index + 1)]
             torch.mm(mine, b, out=rows[: len(mine)])
-            return all_gather(rows, group).flatten(0, 1)[: job.side]
+            return all_gather(rows, group, "a product that a team shares").flatten(0, 1)[: job.side]
 
         q = gram.factor(total, operator.orthogonalize, operator.steps, product)
         return _narrow(operator, q @ x, block, tall) / operator.size(shape_of(job.box))
