@@ -6,8 +6,8 @@ import problems
 import pytest
 import test_state
 import torch
+from meshes import mesh_of
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -65,7 +65,7 @@ def test_light_mode_refuses_clipped_gradients(world, layout):
 
 def offloaded(rank: int, size: int) -> tuple[set[str], dict[str, torch.Tensor]]:
     model = test_state.build("single")
-    fully_shard(model, mesh=init_device_mesh("cpu", (size,)), offload_policy=CPUOffloadPolicy(pin_memory=False))
+    fully_shard(model, mesh=mesh_of(size), offload_policy=CPUOffloadPolicy(pin_memory=False))
     optimizer = optimizer_for(model)
     test_state.train(model, optimizer, 0, 5)
     devices = {value.device.type for state in optimizer.state.values() for value in state.values()}
@@ -87,7 +87,7 @@ MATRICES: problems.Problem = [("wide", (64, 160), HIDDEN), ("square", (24, 24), 
 def compiled(rank: int, size: int, problem: problems.Problem) -> tuple[dict[str, torch.Tensor], str, int]:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    mesh = init_device_mesh("cpu", (size,))
+    mesh = mesh_of(size)
 
     def place(name: str, tensor: torch.Tensor) -> torch.Tensor:
         return distribute_tensor(tensor, mesh, [Shard(int(name == "long"))])

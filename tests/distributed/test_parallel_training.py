@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from meshes import mesh_of
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,12 +35,12 @@ def build(layout: str, size: int, noise: int = 0) -> tuple[Any, Any]:
     if layout == "ddp":
         wrapped, replicas = DistributedDataParallel(model), dist.group.WORLD
     elif layout == "fsdp":
-        fully_shard(model, mesh=init_device_mesh("cpu", (size,)))
+        fully_shard(model, mesh=mesh_of(size))
     elif layout == "hsdp":
-        fully_shard(model, mesh=init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("replicate", "shard")))
+        fully_shard(model, mesh=mesh_of(2, size // 2, names=("replicate", "shard")))
     elif layout in ("tp", "fsdp_tp"):
         shape = (1, size) if layout == "tp" else (2, size // 2)
-        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "tensor"))
+        mesh = mesh_of(*shape, names=("data", "tensor"))
         tensor_parallel(model, mesh["tensor"])
         if layout == "fsdp_tp":
             fully_shard(model, mesh=mesh["data"])

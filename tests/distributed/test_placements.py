@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from meshes import mesh_of
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -81,7 +82,7 @@ SHAPES = [(8, 4, 4), (7, 5, 3), (2, 8, 1), (1, 1, 9), (9, 3, 6)]
 
 
 def distributed(rank: int, size: int, mesh: tuple[int, ...], placements: list[Any], shapes: list[Any]) -> list[Held]:
-    device_mesh = init_device_mesh("cpu", mesh)
+    device_mesh = mesh_of(*mesh)
     strided = any(isinstance(placement, _StridedShard) for placement in placements)
     # without a source rank each cuts for itself; scattering strided shards, torch 2.13 insists on even ones
     tensors = [distribute_tensor(values(shape), device_mesh, placements, src_data_rank=None) for shape in shapes]
@@ -112,7 +113,7 @@ class Layers(nn.Module):
 def parallel(rank: int, size: int, mesh: tuple[int, ...], hidden: int, dim: int) -> dict[str, tuple[str, Held]]:
     """Tensor parallelism over the last mesh dimension, ``fully_shard`` over the ones before it."""
     names = ("replicate", "shard", "tensor")[-len(mesh) :]
-    device_mesh = init_device_mesh("cpu", mesh, mesh_dim_names=names)
+    device_mesh = mesh_of(*mesh, names=names)
     model = Layers(4, hidden)
     parallelize_module(model, device_mesh["tensor"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
     fully_shard(
@@ -143,7 +144,7 @@ def test_fully_shard_over_tensor_parallel_layers(world, hidden):
 
 
 def fewer_columns_than_ranks(rank: int, size: int) -> dict[str, tuple[Held, tuple[int, ...]]]:
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("shard", "tensor"))
+    mesh = mesh_of(2, 2, names=("shard", "tensor"))
     model = Layers(4, 1)
     parallelize_module(model, mesh["tensor"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
     fully_shard(model, mesh=mesh["shard"])
@@ -229,11 +230,11 @@ def sharded(rank: int, size: int, kind: str) -> dict[str, Held]:
     """``fully_shard`` of a model with uneven and empty shards."""
     model = nn.ParameterDict({"uneven": values((7, 5)), "empty": values((2, 8)), "one": values((1,))})
     if kind == "hsdp":
-        mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("replicate", "shard"))
+        mesh = mesh_of(2, size // 2, names=("replicate", "shard"))
     elif kind == "context":
-        mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("data", "context"))._flatten("both")
+        mesh = mesh_of(2, size // 2, names=("data", "context"))._flatten("both")
     else:
-        mesh = init_device_mesh("cpu", (size,))
+        mesh = mesh_of(size)
     fully_shard(model, mesh=mesh)
     return {name: held(param) for name, param in model.items()}
 
@@ -248,7 +249,7 @@ def test_fully_shard_with_uneven_and_empty_shards(world, size, kind):
 
 
 def sub_meshes(rank: int, size: int) -> list[list[int]]:
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("outer", "inner"))
+    mesh = mesh_of(2, 2, names=("outer", "inner"))
     tensors = [distribute_tensor(values((5, 3)), mesh[name], [Shard(0)]) for name in ("outer", "inner")]
     return [list(layout_of(tensor).ranks) for tensor in tensors]
 
@@ -258,7 +259,7 @@ def test_ranks_of_sub_meshes_are_global(world):
 
 
 def refused(rank: int, size: int) -> list[str]:
-    mesh = init_device_mesh("cpu", (size,))
+    mesh = mesh_of(size)
     partial = DTensor.from_local(values((3, 4)), mesh, [Partial()])
     wrong = DTensor.from_local(values((3, 4)), mesh, [Shard(0)], shape=torch.Size((8, 4)), stride=(4, 1))
     messages = []

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from meshes import mesh_of
 from pool import World
 from problems import full_rank
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -28,7 +28,7 @@ def layers(weights: dict[str, Tensor]) -> nn.Module:
 
 def sharded(mesh_shape: tuple[int, int]) -> Place:
     """Lays weights out as tensor parallelism and then ``fully_shard`` do."""
-    mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("shard", "tensor"))
+    mesh = mesh_of(*mesh_shape, names=("shard", "tensor"))
 
     def place(weights: dict[str, Tensor]) -> nn.Module:
         model = layers(weights)
