@@ -10,8 +10,9 @@ documentation names; replicas that do not share the work cost what one process d
 How it is measured: all optimizers of a layout and number of ranks are alive at a time and step in turn while the others
 idle, in ``--rounds`` rounds after two steps to warm up. CPU time is ``time.process_time``; wall time starts after a
 barrier; of both the largest of the ranks counts. "ms" is the minimum over rounds. "x best" and "x floor" are medians
-over rounds of the ratio, within a round, to the best peer (the one with the least CPU time) and to the floor: the
-matrix products of the standard quintic alone, spread over the ranks (``problem.floor``). torch.compile is off unless
+over rounds of the ratio, within a round, to the best peer (the one with the least CPU time) and to the floors: the
+matrix products of the standard quintic alone, spread over the ranks (``problem.floor``), and those of the forms that
+Disco takes (``problem.own_floor``). torch.compile is off unless
 ``--compile``; on a CPU it brings little but to dion, and not every peer can do it.
 
 * extra: peak of resident memory during a step beyond parameters, gradients and optimizer state, over the bytes of this
@@ -39,7 +40,8 @@ from peers import ADAPTERS, OURS
 from peers.cases import Case
 
 MODEL, SMALL = {"layers": 8, "width": 512}, {"layers": 2, "width": 128}
-HEADER = ("optimizer", "CPU ms", "x best", "x floor", "wall ms", "x best", "extra", "sent M", "error")
+HEADER = ("optimizer", "CPU ms", "x best", "x floor", "x own floor", "wall ms", "x best", "extra", "sent M", "error")
+RATIOS = ("cpu_over_best_peer", "cpu_over_floor", "cpu_over_own_floor")
 LOG = 4000
 """Characters kept of what a failed optimizer wrote to standard error."""
 WARM_UP = 2
@@ -83,7 +85,8 @@ def ratio(case: Case, other: Case | None, kind: str) -> float | None:
 
 def rows(cases: Sequence[Case]) -> list[dict[str, Any]]:
     """Results of one layout and number of ranks, the fastest first, failures last."""
-    best, floor = best_peer(cases), next((case for case in cases if case.name == "floor"), None)
+    best = best_peer(cases)
+    floor, own_floor = (next((case for case in cases if case.name == name), None) for name in ("floor", "own-floor"))
     result = []
     for case in cases:
         module = adapter(case.name)
@@ -97,6 +100,7 @@ def rows(cases: Sequence[Case]) -> list[dict[str, Any]]:
                 "cpu_over_best_peer": ratio(case, best, "cpu"),
                 "wall_over_best_peer": ratio(case, best, "wall"),
                 "cpu_over_floor": ratio(case, floor, "cpu"),
+                "cpu_over_own_floor": ratio(case, own_floor, "cpu"),
                 "polar_error": case.errors,
                 "seconds": case.seconds,
                 **case.costs,
@@ -112,10 +116,10 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
         if "failure" in row:
             lines.append((row["name"], f"failed: {row['failure']}", *[""] * (len(HEADER) - 2)))
             continue
-        numbers = [_number(row[key], 2) for key in ("cpu_over_best_peer", "cpu_over_floor")]
+        numbers = [_number(row[key], 2) for key in RATIOS]
         wall = _number(row["wall_over_best_peer"], 2)
         errors = " ".join(f"{name} {value:.3f}" for name, value in row["polar_error"].items())
-        costs = [_number(row["extra"], 2), _number(row["sent"] / 1e6, 3)] if row["name"] != "floor" else ["", ""]
+        costs = [_number(row["extra"], 2), _number(row["sent"] / 1e6, 3)] if row["polar_error"] else ["", ""]
         lines.append((row["name"], f"{row['cpu_ms']:.1f}", *numbers, f"{row['wall_ms']:.1f}", wall, *costs, errors))
     failed = {index for index, line in enumerate(lines) if line[1].startswith("failed")}
     kept = [line for index, line in enumerate(lines) if index not in failed]

@@ -23,13 +23,13 @@ from torch import Tensor
 
 ADAPTERS = {
     "disco": "disco_disco", "disco-sharp": "disco_sharp", "scion": "disco_scion", "floor": "floor",
-    "torch-muon": "torch_muon", "dion": "dion",
+    "own-floor": "own_floor",    "torch-muon": "torch_muon", "dion": "dion",
     "dion-gram": "dion_gram", "gram-newton-schulz": "gram", "rakkit-disco": "rakkit", "lions-scion": "lions",
     "muon": "jordan", "torchtitan": "torchtitan", "emerging-optimizers": "emerging",
 }  # fmt: skip
 """Name -> module in this package."""
 
-OURS = ("disco", "disco-sharp", "scion", "floor")
+OURS = ("disco", "disco-sharp", "scion", "floor", "own-floor")
 """Not peers: the best peer is sought among the others."""
 
 MOMENTUM, WEIGHT_DECAY, ADAM = 0.95, 0.1, {"betas": (0.9, 0.95), "eps": 1e-8}

@@ -108,6 +108,41 @@ def floor(shapes: Sequence[tuple[int, int]], steps: int = STEPS) -> Callable[[],
     return products
 
 
+def own_floor(shapes: Sequence[tuple[int, int]], steps: int = STEPS) -> Callable[[], None]:
+    """The matrix products alone of the forms that ``disco.gram`` takes: the Gram form of wide matrices, half of a
+    symmetric product where that pays. As ``floor`` otherwise; no mirroring of the halves either."""
+    from disco import gram
+
+    sizes = [(min(shape), max(shape)) for shape in shapes]
+    generator = torch.Generator().manual_seed(0)
+    buffers = {}
+    for m, n in set(sizes):
+        x = torch.randn(m, n, generator=generator) / n**0.5
+        buffers[m, n] = (x, torch.empty(m, m), torch.empty(m, m), torch.empty(m, n))
+
+    def symmetric(a: Tensor, b: Tensor, out: Tensor) -> None:
+        rows = gram.panel(len(a)) if gram.halves(a, len(a)) else len(a)
+        for start in range(0, len(a), rows):
+            stop = min(start + rows, len(a))
+            torch.mm(a[start:stop], b[:, :stop], out=out[start:stop, :stop])
+
+    def products() -> None:
+        for m, n in sizes:
+            x, first, second, result = buffers[m, n]
+            if gram.uses_gram(m, n, x.dtype):
+                symmetric(x, x.mT, first)
+                for _ in range(4 * steps - 3):
+                    symmetric(first, first, second)
+                torch.mm(second, x, out=result)
+                continue
+            for _ in range(steps):
+                symmetric(x, x.mT, first)
+                symmetric(first, first, second)
+                torch.mm(second, x, out=result)
+
+    return products
+
+
 def share(shapes: Sequence[tuple[int, int]], rank: int, size: int) -> list[tuple[int, int]]:
     """The matrices of one of ``size`` ranks when each goes, the most work first, to the one with the least so far."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from disco import rules, split
 from disco.light import GradMomentum, to_average
@@ -52,6 +52,11 @@ class NormOptimizer(torch.optim.Optimizer, abc.ABC):
         keep_updates: bool = False,
         momentum_dtype: torch.dtype | None = None,
     ) -> None:
+        if isinstance(params, nn.Module):
+            raise ValueError(
+                f"{type(self).__name__} takes parameter groups, got a {type(params).__name__}; pass "
+                "disco.param_groups(model)"
+            )
         self._orthogonalisation: dict[str, Any] = {"orthogonalize": orthogonalize, "steps": steps, "dtype": dtype}
         self._light = light
         self._keep_updates = keep_updates
@@ -106,8 +111,8 @@ class NormOptimizer(torch.optim.Optimizer, abc.ABC):
         for name, param in zip(names, group["params"], strict=True):
             try:
                 operator.check(param)
-                for part in split.parts(param, group["split"], operator):
-                    rules.scale_factor(group["scale"], operator, part.shape)
+                for shape in split.shapes(param, group["split"], operator):
+                    rules.scale_factor(group["scale"], operator, shape)
             except ValueError as error:
                 raise ValueError(f"parameter {name}: {error}") from None
 
@@ -139,7 +144,9 @@ class NormOptimizer(torch.optim.Optimizer, abc.ABC):
     def _ready(self, group: dict[str, Any]) -> list[Tensor]:
         """The parameters of a group that have a new gradient."""
         if self._is_light(group):
-            return [param for param in group["params"] if self._in_grad.is_fresh(param, group["momentum"])]
+            fresh = [param for param in group["params"] if self._in_grad.is_fresh(param, group["momentum"])]
+            self._in_grad.compare(fresh)
+            return fresh
         return [param for param in group["params"] if param.grad is not None]
 
     @torch.no_grad()

@@ -10,7 +10,9 @@ float32 the Gram form is not used at all (see ``uses_gram``).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from torch import Tensor
 from disco import polar
 from disco.polar import EPS, Method
 
+F = TypeVar("F", bound=Callable[..., Tensor])
 Product = Callable[[Tensor, Tensor], Tensor]
 """(A, B) -> A B of two matrices whose product is symmetric."""
 
@@ -28,7 +31,7 @@ SMALL = 64
 """Short side from which it does; below, starting the products costs more than they do."""
 
 PANEL = 128
-"""Rows of a panel of a symmetric product; smaller panels lose more speed than they save work."""
+"""Fewest rows of a panel of a symmetric product; smaller ones lose more speed than they save work."""
 
 
 BAND = 32
@@ -70,6 +73,12 @@ def orthogonalize(
     gram_form = uses_gram(m, n, x.dtype)
     x = factor(symmetric(x, x.mT), method, steps) @ x if gram_form else _iterate(x, method, steps)
     return (x.mT if m > n else x).to(matrix.dtype)
+
+
+@functools.cache
+def compiled(function: F) -> F:
+    """``orthogonalize`` or ``factor`` by ``torch.compile``, one graph for each shape."""
+    return cast(F, torch.compile(function, dynamic=False))
 
 
 def factor(gram: Tensor, method: Method, steps: int, product: Product | None = None) -> Tensor:
@@ -127,15 +136,20 @@ def halves(x: Tensor, m: int) -> bool:
     return x.device.type == "cpu" and m >= 4 * PANEL
 
 
+def panel(m: int) -> int:
+    """Rows of the panels by which ``symmetric`` computes one half."""
+    return max(PANEL, -(-m // 8))
+
+
 def symmetric(a: Tensor, b: Tensor) -> Tensor:
     """The symmetric product a b of [m, k] and [k, m]; on a CPU one half of a large one, which is mirrored."""
     m = a.shape[0]
     if not halves(a, m):
         return a @ b
     out = a.new_empty(m, m)
-    panel = max(PANEL, -(-m // 8))
-    for start in range(0, m, panel):
-        stop = min(start + panel, m)
+    rows = panel(m)
+    for start in range(0, m, rows):
+        stop = min(start + rows, m)
         torch.mm(a[start:stop], b[:, :stop], out=out[start:stop, :stop])
         out[:start, start:stop] = out[start:stop, :start].mT
     return out

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from disco import split
 from disco.norms import norm
 
 GROUP_NORMS = {"input": "one_to_rms", "hidden": "rms_to_rms", "output": "rms_to_inf", "vector": "rms"}
@@ -26,6 +27,9 @@ OUTPUT_NAMES = ("output", "lm_head", "unembed", "unembedding", "embed_out", "hea
 
 IN_OUT_EXPERTS = ("Llama4TextExperts", "GptOssExperts")
 """Modules of transformers whose 3-D expert weights are stored [expert, in, out]; all others are taken as out_in."""
+
+FUSED = {("MultiheadAttention", "in_proj_weight"): 3, ("Conv1D", "c_attn"): 3, ("Linear", "gate_up_proj"): 2}
+"""(kind of module, its name or the parameter's) -> equal parts of the outputs: queries, keys, values; gate, up."""
 
 _POSITIONS = re.compile(r"(^|[._])(pos|wpe)")
 """In the name of an embedding: its rows are positions, not a vocabulary."""
@@ -91,8 +95,9 @@ def param_groups(
         lr: base learning rate, the step size in each layer's norm.
         ratios: learning rate of a group over ``lr``, for instance ``{"hidden": 1 / 8}``.
         overrides: shell-style pattern of parameter names -> any of ``group``, ``norm``, ``layout``, ``batch_dims``,
-            ``ratio``, or optimizer settings such as ``rule``, ``momentum``, ``weight_decay``, ``scale``. Another
-            ``group`` without a ``norm`` brings that group's norm. Later patterns win.
+            ``ratio``, or optimizer settings such as ``rule``, ``momentum``, ``weight_decay``, ``scale``, ``split``
+            (sizes or number of parts of a fused weight; ``FUSED`` has the known ones). Another ``group`` without a
+            ``norm`` brings that group's norm. Later patterns win.
 
     Raises:
         ValueError: a negative rate or ratio, unknown layer group or norm, a pattern that matches nothing, a parameter
@@ -160,7 +165,8 @@ def init_(
                 d.param.zero_()
         else:
             operator = norm(d.norm, layout=d.layout, batch_dims=d.batch_dims)
-            operator.init_(d.param, scale=scales.get(d.name, 1.0), generator=generator)
+            for part in split.parts(d.param.detach(), dict(d.options).get("split", ()), operator):
+                operator.init_(part, scale=scales.get(d.name, 1.0), generator=generator)
     return model
 
 
@@ -183,6 +189,8 @@ def _override(decision: Decision, overrides: Mapping[str, Mapping[str, Any]]) ->
             if own.get("group", decision.group) != decision.group:
                 own.setdefault("norm", GROUP_NORMS[own["group"]])
             options = dict(decision.options) | {k: v for k, v in settings.items() if k not in own}
+            if own.get("norm", "rms_to_rms") != "rms_to_rms" and "split" not in settings:
+                options.pop("split", None)
             decision = replace(
                 decision, **own, options=tuple(options.items()), reason=f"override {pattern!r}"
             )  # fmt: skip
@@ -205,7 +213,7 @@ def _decide(model: nn.Module) -> Iterator[Decision]:
                 why = "tied to the input embedding; belongs to the output" if tied else reason
                 yield Decision(name, param, "output", "rms_to_inf", reason=why)
             else:
-                yield _decide_one(name, short, param, module)
+                yield _fused(_decide_one(name, short, param, module), module)
 
 
 def _decide_one(name: str, short: str, param: Tensor, module: nn.Module) -> Decision:
@@ -229,6 +237,17 @@ def _decide_one(name: str, short: str, param: Tensor, module: nn.Module) -> Deci
     return Decision(name, param, "hidden", "rms_to_rms", layout=layout, batch_dims=param.ndim - 2, reason=why)
 
 
+def _fused(decision: Decision, module: nn.Module) -> Decision:
+    """The decision, with the number of parts where several matrices share the parameter."""
+    count = FUSED.get((type(module).__name__, layer_name(decision.name).rpartition(".")[2]))
+    if count is None or decision.param.ndim != 2:
+        return decision
+    into, out = decision.param.shape if decision.layout == "in_out" else reversed(decision.param.shape)
+    if out % count or (count == 3 and out != 3 * into):  # GPT-2's cross-attention has keys and values only
+        return decision
+    return replace(decision, options=(("split", count),), reason=f"{decision.reason}; {count} matrices in one")
+
+
 def _output_weight(model: nn.Module) -> tuple[Tensor | None, str]:
     """Weight of the layer to the vocabulary, and how it was found."""
     get = getattr(model, "get_output_embeddings", None)
@@ -236,7 +255,8 @@ def _output_weight(model: nn.Module) -> tuple[Tensor | None, str]:
     if isinstance(found, nn.Module) and isinstance(found.weight, Tensor):
         return found.weight, "get_output_embeddings() of the model"
     modules = [(clean_name(name), m) for name, m in model.named_modules()]
-    linears = [(name, m) for name, m in modules if isinstance(m, nn.Linear)]
+    attention = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+    linears = [(name, m) for name, m in modules if isinstance(m, nn.Linear) and id(m) not in attention]
     embeddings = [(name, m) for name, m in modules if isinstance(m, nn.Embedding)]
     for _, module in linears:
         if any(module.weight is embedding.weight for _, embedding in embeddings):

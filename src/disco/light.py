@@ -12,7 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+TAMPERED = (
+    "light mode keeps the momentum in .grad, but something other than backward() changed or dropped it "
+    "(gradient clipping, zero_grad() of the model, a .grad set by hand); use light=False for that"
+)
+SAMPLE = 8
+"""Entries of a DTensor's shard that are compared."""
 
 
 @dataclass
@@ -24,6 +32,7 @@ class _Seen:
     momentum: float = 0.0  # what the last step multiplied it by; 0 before the first step
     fresh: bool = True  # backward() has added to it since
     changed: bool = False  # by something else
+    sample: Tensor | None = None  # after backward(), see ``_sample``
 
     def look(self, param: Tensor) -> None:
         """Notices whether something has replaced or written to ``.grad``."""
@@ -51,6 +60,7 @@ class GradMomentum:
             self._seen[param].fresh, self._seen[param].version = True, param.grad._version
         else:
             self._seen[param] = _Seen(param.grad, param.grad._version)
+        self._seen[param].sample = _sample(param.grad)
 
     def holds(self, param: Tensor) -> bool:
         """Whether a step has left momentum in ``.grad``."""
@@ -68,15 +78,24 @@ class GradMomentum:
         if seen is not None:
             seen.look(param)
         if seen is None or seen.changed:
-            raise RuntimeError(
-                "light mode keeps the momentum in .grad, but something other than backward() changed or dropped it "
-                "(gradient clipping, zero_grad() of the model, a .grad set by hand); use light=False for that"
-            )
+            raise RuntimeError(TAMPERED)
         if seen.momentum not in (0, momentum):
             raise RuntimeError(
                 f"in light mode momentum cannot change from {seen.momentum} to {momentum}; use light=False for that"
             )
         return seen.fresh
+
+    def compare(self, params: Iterable[Tensor]) -> None:
+        """Raises RuntimeError if gradients that backward() has just written to are not as it left them, as far as their
+        samples tell."""
+        before, now = [], []
+        for seen in (self._seen[param] for param in params):
+            sample = _sample(seen.grad)
+            if sample is not None and seen.sample is not None:
+                before.append(seen.sample)
+                now.append(sample)
+        if before and not torch.equal(torch.cat(before).nan_to_num(), torch.cat(now).nan_to_num()):  # one comparison
+            raise RuntimeError(TAMPERED)
 
     def put(self, param: Tensor, grad: Tensor, momentum: float) -> None:
         """Takes ``grad``, what a step with this momentum leaves behind, as the momentum; drops it if that is 0."""
@@ -125,6 +144,13 @@ class GradMomentum:
             param.grad, seen.version = seen.grad, seen.grad._version
         for param in params:
             self.watch(param)
+
+
+def _sample(grad: Tensor) -> Tensor | None:
+    """A few entries of a DTensor's shard, whose version counter misses in-place foreach operations such as those of
+    gradient clipping (torch 2.13); None of a plain tensor, whose counter does not."""
+    local = getattr(grad, "_local_tensor", None)
+    return None if local is None else local.reshape(-1)[:: max(1, local.numel() // SAMPLE)].clone()
 
 
 def to_average(momentum: float) -> float:

@@ -74,6 +74,7 @@ def coefficients(method: Method, steps: int = 5) -> Coefficients:
     return (MUON,) * steps if method == "newton_schulz" else _polar_express(steps, SMALLEST[method])
 
 
+@torch.compiler.assume_constant_result
 def working_coefficients(method: Method, steps: int, dtype: torch.dtype) -> Coefficients:
     """``coefficients`` with the shrinkage (``SAFETY``) that the precision needs."""
     triples = coefficients(method, steps)

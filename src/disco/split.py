@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from disco.norms import OperatorNorm
@@ -43,6 +44,14 @@ def parts(tensor: Tensor, split: Split, operator: OperatorNorm) -> Sequence[Tens
     """Views of the parts; the tensor itself if there is only one."""
     into = sizes(split, tensor, operator)
     return tensor.split(into, out_dim(operator)) if into else (tensor,)
+
+
+def shapes(tensor: Tensor, split: Split, operator: OperatorNorm) -> list[torch.Size]:
+    """Shapes of the parts; of a DTensor, nothing moves."""
+    into, dim = sizes(split, tensor, operator), out_dim(operator)
+    if not into:
+        return [tensor.shape]
+    return [torch.Size((*tensor.shape[:dim], size, *tensor.shape[dim + 1 :])) for size in into]
 
 
 def value(tensor: Tensor, operator: OperatorNorm, into: tuple[int, ...], which: str | None = None) -> float:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
+from meshes import mesh_of
 from problems import Problem, full_rank
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 
@@ -83,10 +84,9 @@ def errors(found: dict[str, Tensor], wanted: dict[str, Tensor], place: Place) ->
     }
 
 
-@functools.cache
 def mesh(*dims: tuple[str, int]) -> DeviceMesh:
-    """One mesh of these names and sizes for each process: every new one would open connections of its own."""
-    return init_device_mesh("cpu", tuple(n for _, n in dims), mesh_dim_names=tuple(name for name, _ in dims))
+    """The mesh of these names and sizes."""
+    return mesh_of(*(size for _, size in dims), names=tuple(name for name, _ in dims))
 
 
 @functools.cache

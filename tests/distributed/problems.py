@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from meshes import mesh_of
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 Problem = list[tuple[str, tuple[int, ...], dict[str, Any]]]
@@ -47,16 +47,16 @@ def placements(size: int) -> dict[str, Place]:
     """Layouts that make sense in a world of ``size``; must be called by all ranks."""
     result: dict[str, Place] = {"plain": torch.clone}
     if size > 1:
-        mesh = init_device_mesh("cpu", (size,))
+        mesh = mesh_of(size)
         result["fsdp"] = lambda t: distribute_tensor(t, mesh, [Shard(0)])
         result["last_dim"] = lambda t: distribute_tensor(t, mesh, [Shard(t.ndim - 1)])
         result["second_dim"] = lambda t: distribute_tensor(t, mesh, [Shard(min(1, t.ndim - 1))])
         result["replicated"] = lambda t: distribute_tensor(t, mesh, [Replicate()])
     if size == 4:
-        square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("outer", "inner"))
+        square = mesh_of(2, 2, names=("outer", "inner"))
         # of a mesh of its own: torch 2.13 gathers a dimension that two mesh dimensions cut unevenly wrongly if the mesh
         # has been flattened
-        flat = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "context"))._flatten("both")
+        flat = mesh_of(2, 2, names=("data", "context"))._flatten("both")
         result["hsdp"] = lambda t: distribute_tensor(t, square, [Replicate(), Shard(0)])
         result["two_dims"] = lambda t: distribute_tensor(t, square, [Shard(0), Shard(t.ndim - 1)])
         result["twice"] = lambda t: distribute_tensor(t, square, [Shard(0), Shard(0)])

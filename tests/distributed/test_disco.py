@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from meshes import mesh_of
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
@@ -150,7 +151,7 @@ def test_sends_what_the_plan_says_and_gathers_nothing(world, size, layout):
 
 
 def sizes_of(rank: int, size: int) -> tuple[str, int]:
-    mesh = problems.init_device_mesh("cpu", (size,))
+    mesh = mesh_of(size)
     groups = [
         {
             "params": [torch.nn.Parameter(distribute_tensor(torch.randn(512, 64), mesh, [Shard(0)])) for _ in range(4)],

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from meshes import mesh_of
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -38,12 +38,12 @@ def build(layout: str) -> nn.Module:
     model = disco.init_(Net())
     size = dist.get_world_size() if dist.is_initialized() else 1
     if layout == "fsdp":
-        fully_shard(model, mesh=init_device_mesh("cpu", (size,)))
+        fully_shard(model, mesh=mesh_of(size))
     elif layout == "hsdp":
-        fully_shard(model, mesh=init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("replicate", "shard")))
+        fully_shard(model, mesh=mesh_of(2, size // 2, names=("replicate", "shard")))
     elif layout in ("tp", "fsdp_tp"):
         shape = (1, size) if layout == "tp" else (2, size // 2)
-        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "tensor"))
+        mesh = mesh_of(*shape, names=("data", "tensor"))
         parallelize_module(model, mesh["tensor"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
         if layout == "fsdp_tp":
             fully_shard(model, mesh=mesh["data"])

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from meshes import mesh_of
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.device_mesh import init_device_mesh
 
 from disco.distributed.layout import Cut, Layout
 from disco.distributed.placements import plain_layout
@@ -79,7 +79,7 @@ def tensors() -> dict[str, Tensor]:
 
 
 def groups_of(mesh: tuple[int, ...]) -> tuple[ProcessGroup | None, ...]:
-    found = init_device_mesh("cpu", mesh)
+    found = mesh_of(*mesh)
     return tuple(found.get_group(i) if size > 1 else None for i, size in enumerate(mesh))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from disco import init_, norm, param_groups
+from disco import Scion, init_, norm, param_groups
 from disco.groups import ParamGroups, clean_name
 
 
@@ -198,3 +198,54 @@ def test_init_gives_norm_one_and_scaled_exceptions() -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     with pytest.raises(ValueError, match=r"does not have: down\.weight"):
         init_(model, {"down.weight": 0.5})
+
+
+class Fused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.lm_head = nn.Embedding(5, 8), nn.Linear(8, 5, bias=False)
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.c_attn = Conv1D(24, 8)
+        self.cross = nn.Module()
+        self.cross.c_attn = Conv1D(18, 9)  # keys and values only
+        self.gate_up_proj = nn.Linear(8, 20, bias=False)
+        self.qkv_proj = nn.Linear(8, 16, bias=False)
+
+
+def test_fused_weights_are_split_where_known_and_where_told() -> None:
+    groups = param_groups(Fused(), overrides={"qkv_proj.weight": {"split": (8, 4, 4)}})
+    split = {name: group.get("split", ()) for group in groups for name in group["names"] if group["group"] == "hidden"}
+    assert split == {
+        "attention.in_proj_weight": 3,
+        "attention.out_proj.weight": (),
+        "c_attn.weight": 3,
+        "cross.c_attn.weight": (),
+        "gate_up_proj.weight": 2,
+        "qkv_proj.weight": (8, 4, 4),
+    }
+    assert "Conv1D, stored in x out; 3 matrices in one" in groups.describe()
+
+
+def test_each_part_of_a_fused_weight_starts_with_norm_1() -> None:
+    model = Fused()
+    init_(model, groups=param_groups(model, overrides={"qkv_proj.weight": {"split": (8, 4, 4)}}))
+    for part in (*model.qkv_proj.weight.split((8, 4, 4)), *model.attention.in_proj_weight.chunk(3)):
+        assert norm("rms_to_rms").value(part).item() == pytest.approx(1.0, rel=1e-5)
+    for part in model.c_attn.weight.chunk(3, 1):
+        assert norm("rms_to_rms", layout="in_out").value(part).item() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_fused_weight_of_another_norm_is_not_split() -> None:
+    groups = param_groups(Fused(), overrides={"c_attn.weight": {"group": "output"}})
+    assert [group.get("split") for group in groups if "c_attn.weight" in group["names"]] == [None]
+
+
+def test_an_attention_block_has_no_output_layer() -> None:
+    groups = param_groups(nn.TransformerEncoderLayer(8, 2, 16))
+    assert decided(groups)["self_attn.out_proj.weight"][0] == "hidden"
+    assert decided(groups)["linear2.weight"][0] == "output"
+
+
+def test_an_optimizer_refuses_a_model() -> None:
+    with pytest.raises(ValueError, match=r"takes parameter groups, got a Toy; pass disco.param_groups\(model\)"):
+        Scion(Toy())

@@ -21,9 +21,11 @@ from disco.base import Asked, NormOptimizer, parameter_names
 from disco.distributed import separable
 from disco.distributed.agreement import agree
 from disco.distributed.buckets import Cost, Entry, plan
+from disco.distributed.failure import bound, explained, timeout
 from disco.distributed.layout import Layout
 from disco.distributed.pipeline import Pipeline
 from disco.distributed.placements import layout_of, plain_layout
+from disco.distributed.placements import local as _local
 from disco.distributed.reduce import all_reduce
 from disco.distributed.values import Part, Values
 
@@ -55,6 +57,8 @@ class Disco(NormOptimizer):
         buffer_bytes: bound of what is in flight on a rank at any time; a single matrix may exceed it. None: 16 MiB on a
             CPU, 512 MiB elsewhere.
         cost: what the plan takes into account; None: numbers for the device.
+        compile: compile the orthogonalisation (``torch.compile``), one graph for each shape; matrices shared by a team
+            of ranks are left out.
 
     Raises:
         ValueError: as ``Scion``; a placement that is neither sharded nor replicated; at the first step, plans that
@@ -74,9 +78,11 @@ class Disco(NormOptimizer):
         replicas: ProcessGroup | None = None,
         buffer_bytes: int | None = None,
         cost: Cost | None = None,
+        compile: bool = False,
         **settings: Any,
     ) -> None:
         self._replicas, self._buffer_bytes, self._cost = replicas, buffer_bytes, cost
+        self._compile = compile
         self._forget()
         super().__init__(params, lr, momentum, weight_decay, nesterov, orthogonalize, steps, **settings)
 
@@ -91,6 +97,7 @@ class Disco(NormOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_in_grad" in state:  # a copy, which has no process groups: it plans anew, replicas each for themselves
             self._replicas, self._buffer_bytes, self._cost = None, None, None
+            self._compile = False
             self._forget()
         super().__setstate__(state)
         if not self._leaves:
@@ -113,10 +120,10 @@ class Disco(NormOptimizer):
     def _leaf(self, name: str, param: Tensor) -> Leaf:
         if isinstance(param, DTensor):
             mesh = param.device_mesh
-            groups = tuple(mesh.get_group(i) if mesh.size(i) > 1 else None for i in range(mesh.ndim))
+            groups = tuple(bound(mesh.get_group(i)) if mesh.size(i) > 1 else None for i in range(mesh.ndim))
             return Leaf(name, layout_of(param), groups)
         layout = plain_layout(param, _rank(), self._replicas)
-        return Leaf(name, layout, (self._replicas if len(layout.ranks) > 1 else None,))
+        return Leaf(name, layout, (bound(self._replicas) if self._replicas and len(layout.ranks) > 1 else None,))
 
     # The step
 
@@ -255,7 +262,7 @@ class Disco(NormOptimizer):
     def _pipeline(
         self, ranks: tuple[int, ...], params: list[Tensor], work: dict[Tensor, tuple[Group, Tensor]]
     ) -> Pipeline:
-        operators = [replace(self._norm(work[param][0]), fast=True) for param in params]
+        operators = [replace(self._norm(work[param][0]), fast=True, compiled=self._compile) for param in params]
         entries = [
             Entry(
                 self._leaves[param].name,
@@ -288,8 +295,11 @@ class Disco(NormOptimizer):
         if ranks not in self._process_groups:
             known = [dist.group.WORLD, self._replicas, *(g for leaf in self._leaves.values() for g in leaf.groups)]
             found = [g for g in known if g is not None and tuple(sorted(dist.get_process_group_ranks(g))) == ranks]
-            group = found[0] if found else dist.new_group(list(ranks), use_local_synchronization=True)
-            self._process_groups[ranks] = cast(ProcessGroup, group)
+            if not found:
+                with explained("the forming of a process group", members=ranks):
+                    new = dist.new_group(list(ranks), timeout=timeout(), use_local_synchronization=True)
+                found = [cast(ProcessGroup, new)]
+            self._process_groups[ranks] = found[0]
         return self._process_groups[ranks]
 
     def describe(self) -> str:
@@ -324,10 +334,6 @@ class Disco(NormOptimizer):
 
 def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _local_gradient(param: Tensor) -> Tensor:

@@ -21,8 +21,7 @@ Box = tuple[Interval, ...]
 class Cut:
     """How one mesh dimension cuts one tensor dimension, in chunks of ceil(length / parts) as ``torch.chunk`` does.
 
-    ``strides`` > 1 is DTensor's _StridedShard: the dimension is cut in ``strides`` chunks first, and each of them in
-    ``parts``. That is how FSDP2 shards what tensor parallelism has sharded before.
+    With ``strides`` > 1 the dimension is cut in ``strides`` chunks first, and each of them in ``parts``.
     """
 
     dim: int
@@ -53,12 +52,14 @@ class Layout:
         ranks: global ranks of the mesh, row-major.
         mesh: sizes of the mesh dimensions.
         cuts: for each mesh dimension how it cuts the tensor, None where it replicates it.
+        order: the mesh dimensions in the order in which they cut what the ones before have left; () from left to right.
     """
 
     shape: tuple[int, ...]
     ranks: tuple[int, ...]
     mesh: tuple[int, ...]
     cuts: tuple[Cut | None, ...]
+    order: tuple[int, ...] = ()
 
     def pieces(self, rank: int) -> tuple[Piece, ...]:
         """What ``rank`` holds; empty pieces are left out."""
@@ -123,10 +124,11 @@ def _coordinates(mesh: tuple[int, ...], index: int) -> tuple[int, ...]:
 def index_runs(layout: Layout, index: int) -> list[list[Interval]]:
     """Of the rank at ``index`` in the mesh: its intervals along each tensor dimension, in the local tensor's order."""
     coordinates = _coordinates(layout.mesh, index)
-    runs: list[list[Interval]] = [[(0, length)] for length in layout.shape]
-    for cut, parts, coordinate in zip(layout.cuts, layout.mesh, coordinates, strict=True):
+    runs: list[list[Interval]] = [[(0, length)] if length else [] for length in layout.shape]
+    for i in layout.order or range(len(layout.mesh)):
+        cut = layout.cuts[i]
         if cut is not None:
-            runs[cut.dim] = _cut(runs[cut.dim], cut.strides, parts, coordinate)
+            runs[cut.dim] = _cut(runs[cut.dim], cut.strides, layout.mesh[i], coordinates[i])
     return runs
 
 

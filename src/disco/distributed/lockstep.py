@@ -18,6 +18,8 @@ from torch.distributed import ProcessGroup
 
 from disco.distributed.reduce import MAX, SUM, all_reduce
 
+WHAT = "the measurement of norms"
+
 
 @dataclass(frozen=True)
 class Reduce:
@@ -62,7 +64,7 @@ def run(jobs: Sequence[Job]) -> list[list[float]]:
                 else:
                     reductions[i] = request
             for op in (SUM, MAX):
-                all_reduce([(r.tensor, r.groups) for r in reductions.values() if r.op == op], op)
+                all_reduce([(r.tensor, r.groups) for r in reductions.values() if r.op == op], op, WHAT)
             sent = dict.fromkeys(reductions)
         sent = dict(zip(told, _floats(list(told.values())), strict=True))
     return [results[i] for i in range(len(jobs))]
@@ -71,7 +73,7 @@ def run(jobs: Sequence[Job]) -> list[list[float]]:
 def _floats(requests: list[Tell]) -> list[list[float]]:
     # NaN crosses as infinity, for not every backend's maximum keeps NaN
     tensors = [request.tensor.double().nan_to_num(nan=math.inf, posinf=math.inf) for request in requests]
-    all_reduce([(tensor, r.groups) for tensor, r in zip(tensors, requests, strict=True)], MAX)
+    all_reduce([(tensor, r.groups) for tensor, r in zip(tensors, requests, strict=True)], MAX, WHAT)
     together = torch.cat([tensor.to(tensors[0].device) for tensor in tensors]).tolist() if tensors else []
     numbers = iter([math.nan if number == math.inf else number for number in together])
     return [[next(numbers) for _ in range(len(tensor))] for tensor in tensors]

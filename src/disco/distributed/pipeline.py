@@ -14,8 +14,9 @@ from disco import gram
 from disco.distributed import exchange
 from disco.distributed.buckets import Job, Plan, Transfer, holders
 from disco.distributed.exchange import Pending
+from disco.distributed.failure import listed
 from disco.distributed.layout import Box, overlap, shape_of
-from disco.distributed.reduce import all_gather
+from disco.distributed.reduce import all_gather, all_reduce
 from disco.norms import OperatorNorm, Spectral
 
 Apply = Callable[[int, list[tuple[tuple[slice, ...], Tensor]]], None]
@@ -83,6 +84,18 @@ class Pipeline:
     def _moving(self, transfers: Iterator[Transfer]) -> list[Transfer]:
         return [t for t in transfers if t[0] != t[1] and self._rank in t[:2]]
 
+    def _start(
+        self,
+        verb: str,
+        bucket: Sequence[Job],
+        sends: list[tuple[int, Tensor]],
+        receives: list[tuple[int, int]],
+        tensors: Sequence[Tensor],
+    ) -> Pending:
+        names = listed(list(dict.fromkeys(self.plan.entries[job.entry].name for job in bucket)))
+        like, what = tensors[bucket[0].entry], f"the {verb} of {names}"
+        return exchange.start(cast(ProcessGroup, self._group), sends, receives, like, what)
+
     # There
 
     def _send(self, bucket: Sequence[Job], tensors: Sequence[Tensor]) -> Pending | None:
@@ -104,7 +117,7 @@ class Pipeline:
                     sends.append((target, tensor[self._slices(job.entry, box)]))
                 else:
                     receives.append((source, _volume(box)))
-        return exchange.start(cast(ProcessGroup, self._group), sends, receives, tensors[bucket[0].entry])
+        return self._start("gathering", bucket, sends, receives, tensors)
 
     def _others(self, job: Job, ranks: Sequence[int]) -> list[int]:
         """The ranks other than the seat of a job of the route gram that hold a shard."""
@@ -140,7 +153,8 @@ class Pipeline:
                     part = gram.unpack(next(received), job.side)
                     total = part if total is None else total.add_(part)
                 assert total is not None
-                results.append((job, box, gram.factor(total, operator.orthogonalize, operator.steps)))
+                factor = gram.compiled(gram.factor) if operator.compiled else gram.factor
+                results.append((job, box, factor(total, operator.orthogonalize, operator.steps)))
                 continue
             block = self._assemble(job, box, tensor, received)
             if len(job.seats) == 1:
@@ -174,7 +188,7 @@ class Pipeline:
         x = _wide(operator, block, tall)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         total = x @ x.mT
-        dist.all_reduce(total, group=group)
+        all_reduce([(total, [group])], what="the sum of a team's Gram matrices")
         size, index = dist.get_world_size(group), dist.get_group_rank(group, self._rank)
         height = -(-job.side // size)
 
@@ -182,7 +196,7 @@ class Pipeline:
             rows = a.new_zeros(height, job.side)
             mine = a[height * index : height * (index + 1)]
             torch.mm(mine, b, out=rows[: len(mine)])
-            return all_gather(rows, group).flatten(0, 1)[: job.side]
+            return all_gather(rows, group, "a product that a team shares").flatten(0, 1)[: job.side]
 
         q = gram.factor(total, operator.orthogonalize, operator.steps, product)
         return _narrow(operator, q @ x, block, tall) / operator.size(shape_of(job.box))
@@ -212,7 +226,7 @@ class Pipeline:
                     sends.append((target, result[at]))
                 else:
                     receives.append((seat, _volume(box)))
-        return exchange.start(cast(ProcessGroup, self._group), sends, receives, tensors[bucket[0].entry])
+        return self._start("return", bucket, sends, receives, tensors)
 
     def _receive(
         self,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Sequence
+from dataclasses import replace
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -19,24 +19,31 @@ def layout_of(tensor: DTensor) -> Layout:
     """Where the parts of a DTensor lie.
 
     Raises:
-        ValueError: a placement other than Shard, _StridedShard and Replicate; a local tensor of another shape than the
-            placements give; or, on all ranks, strided shards whose placements do not tell where the parts lie.
+        ValueError: a placement other than Shard, _StridedShard and Replicate; or a local tensor of another shape than
+            the placements give, where it is not empty.
     """
-    mesh = tensor.device_mesh
-    layout = Layout(
-        tuple(tensor.shape),
-        tuple(mesh.mesh.flatten().tolist()),
-        tuple(mesh.mesh.shape),
-        tuple(_cut(placement, tensor.ndim) for placement in tensor.placements),
-    )
-    _check_order(layout)
-    rank = dist.get_rank()
-    if rank in layout.ranks and tuple(tensor.to_local().shape) != layout.local_shape(rank):
+    layout, part, rank = _declared(tensor), tensor.to_local(), dist.get_rank()
+    if rank in layout.ranks and layout.local_shape(rank) != part.shape and (part.numel() or layout.pieces(rank)):
         raise ValueError(
             f"a DTensor with placements {tensor.placements} on a mesh of {layout.mesh} should be "
-            f"{layout.local_shape(rank)} on rank {rank}, but is {tuple(tensor.to_local().shape)}"
+            f"{layout.local_shape(rank)} on rank {rank}, but is {tuple(part.shape)}"
         )
     return layout
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor.
+
+    An empty part has the shape that the layout gives: of a row-parallel weight with fewer columns than ranks, FSDP2 of
+    torch 2.13 makes it (0, 0) where it should be (2, 0).
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    part, rank = tensor.to_local(), dist.get_rank()
+    if part.numel():
+        return part
+    layout = _declared(tensor)
+    return part.reshape(layout.local_shape(rank)) if rank in layout.ranks else part
 
 
 def plain_layout(tensor: Tensor, rank: int, replicas: ProcessGroup | None) -> Layout:
@@ -45,35 +52,33 @@ def plain_layout(tensor: Tensor, rank: int, replicas: ProcessGroup | None) -> La
     return Layout(tuple(tensor.shape), ranks, (len(ranks),), (None,))
 
 
-def _check_order(layout: Layout) -> None:
-    """Raises ValueError for a tensor of which FSDP2 holds other parts than its placements say.
+def _declared(tensor: DTensor) -> Layout:
+    """The layout that the placements declare."""
+    mesh = tensor.device_mesh
+    sizes = tuple(mesh.mesh.shape)
+    cuts, order = _in_order([_cut(placement, tensor.ndim) for placement in tensor.placements], sizes)
+    return Layout(tuple(tensor.shape), tuple(mesh.mesh.flatten().tolist()), sizes, cuts, order)
 
-    FSDP2 cuts last, what tensor parallelism has cut before, and _StridedShard describes that from left to right. As of
-    torch 2.13 the two can differ where tensor parallelism cuts unevenly and there are 3 or more FSDP ranks: of 9 rows
-    over 4 x 2 ranks the last is held by rank 7, and by the placements by rank 6.
+
+def _in_order(cuts: list[Cut | None], sizes: Sequence[int]) -> tuple[tuple[Cut | None, ...], tuple[int, ...]]:
+    """The cuts, and the mesh dimensions in the order in which they cut; () if that is from left to right.
+
+    FSDP2 cuts last, what tensor parallelism has cut before, though its mesh dimension comes first. The split factor of
+    _StridedShard tells: it is the number of chunks in which mesh dimensions to the right have cut already. One that is
+    not such a number remains a stride.
     """
-    for i, cut in enumerate(layout.cuts):
-        if cut is None or cut.strides == 1:
-            continue
-        later = zip(layout.cuts[i + 1 :], layout.mesh[i + 1 :], strict=True)
-        if cut.strides != math.prod(parts for other, parts in later if other == Cut(cut.dim)):
-            continue  # not of FSDP2 over the whole mesh
-        held = _cut_last(layout, i)
-        if any(layout.pieces(rank) != held.pieces(rank) for rank in layout.ranks):
-            raise ValueError(
-                f"dimension {cut.dim} of length {layout.shape[cut.dim]} is cut so unevenly over the mesh of "
-                f"{layout.mesh} that FSDP2's placements do not tell what each rank holds; pad it to a multiple of "
-                f"{cut.strides}"
-            )
-
-
-def _cut_last(layout: Layout, dim: int) -> Layout:
-    """The layout with mesh dimension ``dim`` cutting what the others have left, without strides."""
-    order = [*(i for i in range(len(layout.mesh)) if i != dim), dim]
-    mesh = torch.tensor(layout.ranks).reshape(layout.mesh).permute(order)
-    cut = cast(Cut, layout.cuts[dim])
-    cuts = (*(layout.cuts[i] for i in order[:-1]), Cut(cut.dim))
-    return Layout(layout.shape, tuple(mesh.flatten().tolist()), tuple(mesh.shape), cuts)
+    order: list[int] = []
+    for i in reversed(range(len(cuts))):
+        place, cut = 0, cuts[i]
+        if cut is not None and cut.strides > 1:
+            chunks = [
+                math.prod(sizes[j] for j in order[:end] if (other := cuts[j]) is not None and other.dim == cut.dim)
+                for end in range(len(order) + 1)
+            ]
+            if cut.strides in chunks:
+                place, cuts[i] = chunks.index(cut.strides), replace(cut, strides=1)
+        order.insert(place, i)
+    return tuple(cuts), () if order == sorted(order) else tuple(order)
 
 
 def _cut(placement: object, ndim: int) -> Cut | None:

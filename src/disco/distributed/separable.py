@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from disco.norms import OperatorNorm
+from disco.norms import OperatorNorm, sum_of_squares
 from disco.polar import EPS
 
 SEPARABLE = ("one_to_rms", "rms_to_inf", "one_to_inf", "rms")
@@ -28,9 +28,10 @@ def summed_dim(operator: OperatorNorm, ndim: int) -> int | None:
 
 def sums_of_squares(operator: OperatorNorm, local: Tensor) -> Tensor:
     """Of a shard, in at least float32, the summed dimension kept with length 1."""
-    x = local.to(torch.promote_types(local.dtype, torch.float32))
     dim = summed_dim(operator, local.ndim)
-    return x.square() if dim is None else torch.linalg.vector_norm(x, dim=dim, keepdim=True).square()
+    if dim is None:
+        return local.to(torch.promote_types(local.dtype, torch.float32)).square()
+    return sum_of_squares(local, (dim,))
 
 
 def lmo(operator: OperatorNorm, local: Tensor, sums: Tensor | None, shape: Sequence[int]) -> Tensor:

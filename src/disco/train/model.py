@@ -78,17 +78,19 @@ class Attention(nn.Module):
         self.o_norm = _norm(config, "inner" in sites)
 
     def forward(self, x_ND: Tensor, rotation_TP2: Tensor) -> Tensor:
-        # One product and one norm for queries, keys and values: the same numbers, fewer and larger operations.
-        weight = torch.cat((self.wq.weight, self.wk.weight, self.wv.weight))
-        qkv_BTHK = F.linear(x_ND, weight).view(-1, len(rotation_TP2), self.heads + 2 * self.kv_heads, self.head_size)
+        qkv_BTHK = self.qkv(x_ND).view(-1, len(rotation_TP2), self.heads + 2 * self.kv_heads, self.head_size)
         qk_BTHK, v_BTHK = self.qkv_norm(qkv_BTHK).split((self.heads + self.kv_heads, self.kv_heads), 2)
         q_BTHK, k_BTHK = rotate(self.qk_norm(qk_BTHK), rotation_TP2).split((self.heads, self.kv_heads), 2)
         o_BHTK = F.scaled_dot_product_attention(
             q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHK.transpose(1, 2),
             is_causal=True, enable_gqa=self.kv_heads != self.heads,
         )  # fmt: skip
-        y_ND: Tensor = self.wo(self.o_norm(o_BHTK.transpose(1, 2).reshape(x_ND.shape)))
+        y_ND: Tensor = self.wo(self.o_norm(o_BHTK.transpose(1, 2).reshape(len(x_ND), -1)))
         return y_ND
+
+    def qkv(self, x_ND: Tensor) -> Tensor:
+        """Queries, keys and values of all heads: one product, fewer and larger operations."""
+        return F.linear(x_ND, torch.cat((self.wq.weight, self.wk.weight, self.wv.weight)))
 
 
 class FeedForward(nn.Module):
