@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from disco.fit import BOOTSTRAPS, StudyFit, fit_table
-from disco.guide import Plan, plan
+from disco.guide import Plan, plan, sweep_settings
 from disco.report import render_optima, render_plan, render_rules, write_report
 from disco.runs.reader import read_runs
 from disco.runs.schema import DATA
@@ -83,7 +83,7 @@ def run(
     records = read_runs(*(out / config.id for config in study.runs))  # other studies may lie beside this one's
     fit = fit_table(columns(records.runs), bootstraps=BOOTSTRAPS)
     page = write_report(records, fit, out / "report.html")
-    write_json(out / "fit.json", fit.to_dict())
+    write_json(out / "fit.json", fit.to_dict() | {"settings": sweep_settings(records.runs)})
     next_plan = plan(fit, 2 * max(item.tokens for item in fit.horizons))
     if as_json:
         files = {"fit": str(out / "fit.json"), "page": str(page), "problems": records.problems}

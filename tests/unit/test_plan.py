@@ -10,6 +10,7 @@ from synthetic import columns
 from disco.errors import UserError
 from disco.fit import NORM, StudyFit, fit_table
 from disco.guide import Plan, plan
+from disco.runs.writer import write_json
 
 RATES = np.arange(-9.0, 2.0)
 
@@ -213,3 +214,20 @@ def test_one_batch_gives_a_rate_but_no_best_batch() -> None:
 def test_bad_numbers(resampled: StudyFit, wrong: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan(resampled, 2**22, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_plan_from_the_file_is_the_plan_from_memory(tmp_path) -> None:
+    small, large = columns(RATES), columns(RATES)
+    for table, name, parameters in ((small, "d32-L2", 2.0**15), (large, "d64-L2", 2.0**17)):
+        table["model"] = np.full(len(table["lr"]), name)
+        table["parameters"] = np.full(len(table["lr"]), parameters)
+    rng = np.random.default_rng(0)
+    both = join(small, large)
+    both["loss"] = both["loss"] + rng.normal(0, 0.002, len(both["loss"]))
+    fit = fit_table(both, bootstraps=100)
+    assert any("parameters" in (rule.law.exponents if rule.law else ()) for rule in fit.rules)
+    path = tmp_path / "fit.json"
+    write_json(path, fit.to_dict())  # sorts names, which must not mix up the errors of a law
+    again = plan(StudyFit.from_dict(json.loads(path.read_text())), 2**22)
+    for name in ("batch", "lr", "norm"):
+        assert getattr(again, name).interval == pytest.approx(getattr(plan(fit, 2**22), name).interval)

@@ -1,8 +1,7 @@
-"""``disco fit``, ``disco plan`` and ``disco report``."""
+"""``disco fit`` and ``disco report``."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +9,7 @@ from pathlib import Path
 from disco.cli import Tables, _show
 from disco.errors import UserError
 from disco.fit import BOOTSTRAPS, StudyFit, Transfer, fit_table
-from disco.guide import Estimate
-from disco.guide import plan as make_plan
+from disco.guide import sweep_settings
 from disco.runs.convert import to_runs
 from disco.runs.ingest import Ingested, ingest
 from disco.runs.reader import Run, Runs, read_runs
@@ -26,9 +24,10 @@ def fit(paths: Sequence[Path], tables: Tables, output: Path, bootstraps: int, as
     read = _read(paths, tables)
     code = _show.tell(read)
     fitted = fit_table(columns(read.runs), bootstraps=bootstraps)
-    write_json(output, fitted.to_dict())
+    document = fitted.to_dict() | {"settings": sweep_settings(read.runs)}  # for disco plan --like
+    write_json(output, document)
     if as_json:
-        _show.document(fitted.to_dict())
+        _show.document(document)
         return code
     _show.table(
         [
@@ -55,25 +54,6 @@ def fit(paths: Sequence[Path], tables: Tables, output: Path, bootstraps: int, as
     _show.warn(fitted.warnings)
     print(f"fit: {output}")
     return code
-
-
-def plan(path: Path, tokens: int, batch: int | None, model: str | None, family: str | None, as_json: bool) -> int:
-    """Shows the recommended batch and learning rate, with what they rest on."""
-    result = make_plan(_read_fit(path), tokens, batch=batch, model=model, family=family)
-    if as_json:
-        _show.document(result.to_dict())
-        return 0
-    numbers = {"batch (tokens)": result.batch, "learning rate": result.lr, "output norm at the end": result.norm}
-    title = f"{short(tokens)} tokens, {result.model}, {result.family}"
-    _show.table([_estimate(name, number) for name, number in numbers.items()], title)
-    _show.warn(result.warnings)
-    return 0
-
-
-def _estimate(name: str, number: Estimate) -> dict[str, str]:
-    interval = " .. ".join(map(power, number.interval)) if number.interval else ""
-    value = power(number.value)
-    return {"": name, "value": value, "90%": interval, "source": number.source, "also": number.why}
 
 
 def _norm(name: str, test: Transfer) -> dict[str, str]:
@@ -149,12 +129,3 @@ def said(ingested: Ingested) -> list[str]:
     """What to tell about a table: rows that were dropped, by reason, and what was assumed."""
     dropped = [f"{count} of {ingested.rows} rows dropped: {reason}" for reason, count in ingested.dropped.items()]
     return [f"{ingested.source}: {text}" for text in (*dropped, *ingested.notes)]
-
-
-def _read_fit(path: Path) -> StudyFit:
-    try:
-        return StudyFit.from_dict(json.loads(path.read_bytes()))
-    except OSError as error:
-        raise UserError(f"cannot read the fit {path}: {error.strerror}; make it with: disco fit RUNS") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not what disco fit writes: {error}") from None

@@ -41,7 +41,7 @@ class PowerLaw(Result):
     n: int
     warnings: tuple[str, ...]
     covariance: tuple[tuple[float, ...], ...]
-    """Of the intercept and the exponents, in this order."""
+    """Of the intercept and ``terms``, in this order."""
     censored: int = 0
     """Points known only to lie beyond a bound; not counted in ``n``."""
     misfit: float = math.nan
@@ -50,6 +50,8 @@ class PowerLaw(Result):
     """Resamples of whole runs behind the standard errors; 0: they come from the scatter of the points."""
     degrees: float = math.nan
     """Effective degrees of freedom of resampled standard errors, which rest on runs and points both; otherwise NaN."""
+    terms: tuple[str, ...] = ()
+    """Names of the exponents in the order of ``covariance``; a file may have sorted those of a dictionary."""
 
     @property
     def freedom(self) -> int:
@@ -67,8 +69,9 @@ class PowerLaw(Result):
 
     def predict(self, values: Mapping[str, float], confidence: float = 0.9) -> Prediction:
         """Prediction interval of log2 y at ``{name: x}`` (x as given to the fit, not its logarithm)."""
-        row = np.array([1.0, *(_term(name, values) for name in self.exponents)])
-        log2 = float(row @ np.array([self.intercept, *self.exponents.values()]))
+        names = self.terms or tuple(self.exponents)
+        row = np.array([1.0, *(_term(name, values) for name in names)])
+        log2 = float(row @ np.array([self.intercept, *(self.exponents[name] for name in names)]))
         if self.freedom < 1:
             return Prediction(log2, -math.inf, math.inf)
         # What is predicted is the true optimum: of the scatter only what noise does not explain applies to it.
@@ -172,6 +175,7 @@ def power_law(
         n=n,
         warnings=tuple(_warnings(columns, freedom, condition, weight, interactions)),
         covariance=tuple(tuple(float(value) for value in row) for row in covariance),
+        terms=tuple(columns),
         censored=int(np.count_nonzero(side)) if freedom else 0,
     )
 

@@ -91,16 +91,18 @@ def towards_none(law: PowerLaw) -> PowerLaw:
     covariance = np.array(law.covariance)
     if not np.isfinite(covariance).all():
         return law
-    at = 1 + list(law.exponents).index("tokens")
+    names = law.terms or tuple(law.exponents)
+    at = 1 + names.index("tokens")
     gain = covariance[:, at] / (covariance[at, at] + DRIFT**2)
-    intercept, *slopes = np.array([law.intercept, *law.exponents.values()]) - gain * law.exponents["tokens"]
+    before = np.array([law.intercept, *(law.exponents[name] for name in names)])
+    intercept, *slopes = before - gain * law.exponents["tokens"]
     covariance = covariance - np.outer(gain, covariance[at])
     errors = np.sqrt(np.maximum(np.diag(covariance), 0.0))
     return replace(
         law,
         intercept=float(intercept),
-        exponents=dict(zip(law.exponents, map(float, slopes), strict=True)),
-        standard_errors=dict(zip(law.exponents, map(float, errors[1:]), strict=True)),
+        exponents=dict(zip(names, map(float, slopes), strict=True)),
+        standard_errors=dict(zip(names, map(float, errors[1:]), strict=True)),
         covariance=tuple(tuple(map(float, row)) for row in covariance),
     )
 
