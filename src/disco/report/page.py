@@ -97,7 +97,8 @@ def _document(runs: Sequence[Run], whole: StudyFit, problems: Sequence[str]) -> 
     _plans(page, fit, chosen)
     others = tuple(f"{_name(*study)}:" for study in whole.studies if study != (chosen.family, chosen.model))
     notes = sorted(whole.warnings, key=lambda note: note.startswith(others))
-    page.add("<h2>Before you rely on it</h2>", _list([*chosen.warnings, *notes, *problems]))
+    page.add("<h2>Before you rely on it</h2>", f"<p>Trust in the plan: <b>{chosen.trust}</b>.</p>")
+    page.add(_list([*chosen.warnings, *notes, *problems]))
     _across(page, fit, columns)
     _layers(page, columns, fit.layers)
     for index, (family, model) in enumerate(fit.studies):
