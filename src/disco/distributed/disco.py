@@ -6,6 +6,8 @@ be orthogonalised through a plan (``buckets``) that ``pipeline`` carries out; Ad
 
 from __future__ import annotations
 
+import atexit
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, cast, final
@@ -87,6 +89,7 @@ class Disco(NormOptimizer):
         super().__init__(params, lr, momentum, weight_decay, nesterov, orthogonalize, steps, **settings)
 
     def _forget(self) -> None:
+        _ALIVE.add(self)
         self._leaves: dict[Tensor, Leaf] = {}
         self._pipelines: dict[Any, Pipeline] = {}
         self._agreed: set[Any] = set()
@@ -330,6 +333,16 @@ class Disco(NormOptimizer):
                 )
             )
         return self._measured.measure(parts, which)
+
+
+_ALIVE: weakref.WeakSet[Disco] = weakref.WeakSet()
+
+
+@atexit.register
+def _let_go() -> None:
+    """Drops process groups before the interpreter ends: a gloo group that is freed later aborts it (torch 2.13)."""
+    for optimizer in list(_ALIVE):
+        optimizer._forget()
 
 
 def _rank() -> int:

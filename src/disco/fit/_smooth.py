@@ -28,6 +28,8 @@ CORRELATED = 0.75
 """Octaves over which the curvature's correlation falls to 1/e."""
 BEYOND = 1.0
 """Octaves beyond the points, or one spacing if that is more, within which an interval must end to count as bounded."""
+AROUND = 0.25
+"""Octaves to either side of the minimum over which its curvature is taken: that of the process is a step function."""
 ROBUST = 3.0
 """Residuals beyond so many standard deviations are made to count as so many: 0.3% of the points if Gaussian."""
 
@@ -160,7 +162,7 @@ class _Posterior:
         if least <= 0:
             return self
         a = least
-        for _ in range(4):
+        for _ in range(40):
             self._mix(a)
             mean, error = self._at(1)
             slope = mean @ self.chance
@@ -172,16 +174,17 @@ class _Posterior:
             value = self._at(0)[0] @ self.chance
             index = int(turns[np.argmin(value[turns])])
             part = float(slope[index] / (slope[index] - slope[index + 1]))
-            here = float(self._at(2, index)[0][0] @ self.chance) / 2
+            x = float(self.at[index] + part * (self.at[1] - self.at[0]))
+            falls, rises = np.interp((x - AROUND, x + AROUND), self.at, slope)
+            here = float(rises - falls) / (4 * AROUND)
             if here <= 0:
                 self.result = Curve(*nothing, here, None, None, 0, self.sigma, self.weight, none)
                 return self
             # A flat side that the points say little about must not shrink the allowance for the steep one.
             following = max(here, least)
-            if abs(following - a) < 0.03 * a:
+            if abs(following - a) < 1e-6 * a:
                 break
             a = following
-        x = float(self.at[index] + part * (self.at[1] - self.at[0]))
         y = float(value[index] + part * (value[index + 1] - value[index]))
         rising = ndtr(mean / error) @ self.chance
         tail = (1 - confidence) / 2
@@ -203,7 +206,7 @@ class _Posterior:
     def outliers(self) -> Array:
         """Residual of each mean from the curve through the others, in standard deviations (Dubrule 1983, Math. Geol.
         15:687); 0 where the points are too few to tell."""
-        if not math.isfinite(self.result.sigma) or (self.noise is None and len(self.z) < 4):
+        if not math.isfinite(self.result.sigma) or len(self.z) < (4 if self.noise is None else 2):
             return np.zeros(len(self.x))
         # An outlier raises the posterior of sigma, and would hide behind it.
         sigma = self.sigma if self.noise is None else min(self.sigma, self.noise[0])

@@ -278,10 +278,11 @@ def _token_paths(fit: StudyFit) -> Iterator[Path]:
         law = fit.rule(*study, "norm(tokens)").law if fit.bootstraps else None
         error = law.standard_errors["tokens"] if law else None
         scale = [float(item.tokens) for item in use]
-        yield replace(
-            _path(*study, "tokens", where, use, scale, curvature, error),
-            others=_side_by_side([item for item in horizons if not item.at_edge]),
-        )
+        path = _path(*study, "tokens", where, use, scale, curvature, error)
+        others = _side_by_side([item for item in horizons if not item.at_edge])
+        if path.transfer and fit.norm in others:
+            others[fit.norm] = path.transfer  # its error is that of resampled runs
+        yield replace(path, others=others)
 
 
 def _side_by_side(horizons: Sequence[Horizon]) -> dict[str, Transfer]:

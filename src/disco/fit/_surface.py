@@ -311,11 +311,11 @@ class _Fit:
 
     def result(self, bootstraps: int, seed: int) -> Surface:
         values = np.array(list(self.start.values()))
-        for _ in range(4):  # the scale of the soft loss is that of the residuals themselves
+        for _ in range(40):  # the scale of the soft loss is that of the residuals themselves
             values = self._solve(values)
             self._weigh(values)
             spread = float(np.median(np.abs(self._residuals(values)))) * self.noise / 0.6745
-            if abs(spread / self.noise - 1) < 0.05:
+            if abs(spread / self.noise - 1) < 1e-4:
                 break
             self.noise = max(spread, 1e-9)
         draws = self._resample(values, bootstraps, seed)

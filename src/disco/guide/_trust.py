@@ -76,7 +76,9 @@ def _reach(target: Target, horizons: Sequence[Horizon]) -> Iterator[Reason]:
     elif octaves > max(span / 2, 1.0):
         yield "caution", text
     if octaves < -span:
-        yield "caution", f"the run is shorter than the shortest horizon swept, {power(first)} tokens"
+        far = octaves < -span - max(span, 1.0)
+        text = f"the run is shorter than the shortest horizon swept, {power(first)} tokens"
+        yield "do not trust" if far else "caution", text
 
 
 def _grid(target: Target, batch: Estimate) -> Iterator[Reason]:
@@ -125,7 +127,8 @@ def _size(target: Target, adaptive: bool) -> Iterator[Reason]:
                 yield "caution", f"{name} {value:,.6g} is far beyond the largest swept, {largest:,.6g}"
             continue
         level, why = _assumption(name, adaptive)
-        yield level, f"{name} {value:,.6g} is not that of the sweep ({known:,.6g}): assumed, not measured: {why}"
+        swept = f"{known:,.6g}" if math.isfinite(known) else "unknown"
+        yield level, f"{name} {value:,.6g} is not that of the sweep ({swept}): assumed, not measured: {why}"
 
 
 def _assumption(name: str, adaptive: bool) -> Reason:
