@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from benchmarks.coverage.generator import Bowl, Truth, along_runs, bowl, study
-from benchmarks.coverage.rules import GRIDS, NOISES, SHAPES
+from benchmarks.coverage.rules import GRIDS, NOISES, SHAPES, Setting
 
 from disco.fit import NORM, StudyFit, fit_table
 from disco.guide import plan
@@ -29,13 +29,6 @@ OCTAVES = (1, 2, 3)
 """Doublings of tokens beyond the study."""
 NORM_NOISE = 0.05
 """Octaves."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    grid: str
-    shape: tuple[str, float]
-    noise: float
 
 
 SETTINGS = tuple(Setting(grid, shape, noise) for noise in NOISES for shape in SHAPES for grid in GRIDS)

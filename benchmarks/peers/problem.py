@@ -90,12 +90,7 @@ def floor(shapes: Sequence[tuple[int, int]], steps: int = STEPS) -> Callable[[],
     (2 m^2 n), each one ``torch.mm`` into a preallocated result. No normalisation, no sums, no memory traffic of an
     optimizer. Buffers are shared by matrices of one shape; the numbers in X stay fixed, so that none overflows.
     """
-    sizes = [(min(shape), max(shape)) for shape in shapes]
-    generator = torch.Generator().manual_seed(0)
-    buffers = {}
-    for m, n in set(sizes):
-        x = torch.randn(m, n, generator=generator) / n**0.5
-        buffers[m, n] = (x, torch.empty(m, m), torch.empty(m, m), torch.empty(m, n))
+    sizes, buffers = _buffers(shapes)
 
     def products() -> None:
         for size in sizes:
@@ -113,12 +108,7 @@ def own_floor(shapes: Sequence[tuple[int, int]], steps: int = STEPS) -> Callable
     symmetric product where that pays. As ``floor`` otherwise; no mirroring of the halves either."""
     from disco import gram
 
-    sizes = [(min(shape), max(shape)) for shape in shapes]
-    generator = torch.Generator().manual_seed(0)
-    buffers = {}
-    for m, n in set(sizes):
-        x = torch.randn(m, n, generator=generator) / n**0.5
-        buffers[m, n] = (x, torch.empty(m, m), torch.empty(m, m), torch.empty(m, n))
+    sizes, buffers = _buffers(shapes)
 
     def symmetric(a: Tensor, b: Tensor, out: Tensor) -> None:
         rows = gram.panel(len(a)) if gram.halves(a, len(a)) else len(a)
@@ -141,6 +131,19 @@ def own_floor(shapes: Sequence[tuple[int, int]], steps: int = STEPS) -> Callable
                 torch.mm(second, x, out=result)
 
     return products
+
+
+def _buffers(
+    shapes: Sequence[tuple[int, int]],
+) -> tuple[list[tuple[int, int]], dict[tuple[int, int], tuple[Tensor, ...]]]:
+    """(m, n) of each shape with m <= n; and for each of them X and room for two m x m products and one m x n."""
+    sizes = [(min(shape), max(shape)) for shape in shapes]
+    generator = torch.Generator().manual_seed(0)
+    buffers = {}
+    for m, n in set(sizes):
+        x = torch.randn(m, n, generator=generator) / n**0.5
+        buffers[m, n] = (x, torch.empty(m, m), torch.empty(m, m), torch.empty(m, n))
+    return sizes, buffers
 
 
 def share(shapes: Sequence[tuple[int, int]], rank: int, size: int) -> list[tuple[int, int]]:

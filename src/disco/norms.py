@@ -315,7 +315,6 @@ def norm(
     orthogonalize: str = "polar_express",
     steps: int = 5,
     dtype: torch.dtype | None = None,
-    fast: bool = False,
 ) -> OperatorNorm:
     """The operator norm called ``name`` (see the module's table).
 
@@ -330,7 +329,6 @@ def norm(
         orthogonalize=cast(polar.Method, orthogonalize),
         steps=steps,
         dtype=dtype,
-        fast=fast,
     )
 
 

@@ -67,6 +67,22 @@ def adamw(gradient: Tensor, state: State, *, betas: tuple[float, float], eps: fl
     return (first / (1 - beta1**step)) / ((second / (1 - beta2**step)).sqrt() + eps)
 
 
+def adamw_each(gradients: list[Tensor], states: list[State], *, betas: tuple[float, float], eps: float) -> list[Tensor]:
+    """``adamw`` of each, by foreach operations: few kernels for many small parameters."""
+    beta1, beta2 = betas
+    first, second, steps = ([state[key] for state in states] for key in ("first", "second", "step"))
+    torch._foreach_add_(steps, 1)
+    torch._foreach_lerp_(first, gradients, 1 - beta1)
+    torch._foreach_mul_(second, beta2)
+    torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+    roots = torch._foreach_div(second, [1 - beta2**step for step in steps])
+    torch._foreach_sqrt_(roots)
+    torch._foreach_add_(roots, eps)
+    directions = torch._foreach_div(first, [1 - beta1**step for step in steps])
+    torch._foreach_div_(directions, roots)
+    return list(directions)
+
+
 def apply_(param: Tensor, direction: Tensor, *, lr: float | Tensor, weight_decay: float, scale: float) -> None:
     """W <- (1 - lr weight_decay) W - lr scale direction, in place."""
     rate = broadcast(lr, param)

@@ -198,6 +198,12 @@ def test_misuse_names_the_parameter():
         disco.Disco([{"params": [layer.bias], "names": ["w"], "norm": "rms_to_rms"}])
     with pytest.raises(ValueError, match="unknown norm 'nuclear'"):
         disco.Disco([{"params": [layer.weight], "norm": "nuclear"}])
+    with pytest.raises(ValueError, match="got 'io'"):
+        disco.Disco([{"params": [layer.weight], "norm": "rms_to_rms", "layout": "io"}])
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        disco.Disco(
+            [{"params": [layer.weight], "norm": "rms_to_rms"}, {"params": [layer.weight], "norm": "rms_to_rms"}]
+        )
     with pytest.raises(ValueError, match=r"weight.*sharded or wrapped after"):
         disco.Disco(disco.param_groups(layer)).step()
 

@@ -107,3 +107,47 @@ def test_compiled_orthogonalisation_is_the_same(world, problem):
         assert "long 64x1024: gram" in plan
         for name, change in changes.items():
             assert (change - expected[name]).norm() <= 5e-4 * expected[name].norm(), name
+
+
+def accumulated(rank: int, size: int, parts: int) -> dict[str, torch.Tensor]:
+    model = test_state.build("fsdp")
+    optimizer = optimizer_for(model)
+    for step in range(3):
+        for tokens in torch.randint(11, (64,), generator=torch.Generator().manual_seed(step)).chunk(parts):
+            (nn.functional.cross_entropy(model(tokens), (tokens + 1) % 11) / parts).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return test_state.weights(model)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(world):
+    whole, parts = (world(2).run(accumulated, count)[0] for count in (1, 4))
+    assert_close(parts, whole)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.body, self.lm_head = nn.Embedding(11, 8), nn.Linear(8, 8), nn.Linear(8, 11, bias=False)
+        self.lm_head.weight = self.emb.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.lm_head(torch.relu(self.body(self.emb(tokens))))
+
+
+def tied(rank: int, size: int, sharded: bool) -> tuple[dict[str, torch.Tensor], list[str]]:
+    torch.manual_seed(0)
+    model = disco.init_(Tied())
+    if sharded:
+        fully_shard(model, mesh=mesh_of(size))
+    groups = disco.param_groups(model)
+    optimizer = (disco.Disco if sharded else disco.Scion)(groups, momentum=0.9, orthogonalize="svd")
+    test_state.train(model, optimizer, 0, 5)
+    return test_state.weights(model), groups.layers()["output"]
+
+
+def test_tied_embeddings_step_once_as_the_output_layer(world):
+    expected, _ = tied(0, 1, sharded=False)
+    for found, output in world(2).run(tied, True):
+        assert output == ["emb"]
+        assert_close(found, expected)

@@ -9,7 +9,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,47 +17,13 @@ try:
 except ModuleNotFoundError:
     raise SystemExit("disco: error: the command line needs the extra 'lab': pip install 'disco-scion[lab]'") from None
 
+from disco.cli._options import AS_IT_IS, Data, File, Files, Json, Number, Output, TableOptions
 from disco.errors import UserError
 from disco.train.config import number
 
 app = tyro.extras.SubcommandApp()
 sweep_app = tyro.extras.SubcommandApp()
 runs_app = tyro.extras.SubcommandApp()
-
-
-File = tyro.conf.Positional[Path]
-Files = tyro.conf.Positional[tuple[Path, ...]]
-Number = Annotated[str, tyro.conf.arg(metavar="NUMBER")]
-Output = tyro.conf.arg(aliases=["-o"])
-Data = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH")]
-Json = Annotated[bool, tyro.conf.arg(name="json", help="JSON instead of a table.")]
-Words = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tables:
-    """How tables of runs are read; see docs/import.md."""
-
-    map: Annotated[Words, tyro.conf.arg(metavar="NAME=EXPRESSION")] = ()
-    """Columns from those of the table, such as lr=peak_lr, batch=bs*2048, tokens=2^log2_d, loss=`smooth loss`: batch
-    and tokens in tokens, the loss in nats. Columns that have the right name and unit need no map."""
-    preset: str = ""
-    """Maps for a known kind of table: norm-transfer-logs or step-law."""
-    join: Path | None = None
-    """Table with one row per run, such as W&B's table of runs, whose columns are added to the rows of that run."""
-    on: str = ""
-    """Columns to join on, as HERE=THERE; run=Name if not given."""
-    form: str = ""
-    """results (a row per run, or per run and horizon) or series (a row per run and step); if not given, series just
-    where the table has a step."""
-
-    @property
-    def maps(self) -> list[str]:
-        """All assignments, in order."""
-        return [text for group in self.map for text in group]
-
-
-TableOptions = Annotated[Tables, tyro.conf.arg(name="")]
 
 
 def _command(parent: tyro.extras.SubcommandApp, name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
@@ -142,7 +107,7 @@ def fit(
     runs: Files,
     *,
     output: Annotated[Path | None, Output] = None,
-    tables: TableOptions = Tables(),
+    tables: TableOptions = AS_IT_IS,
     scan: Annotated[str, tyro.conf.arg(metavar="'Y ~ X'")] = "",
     quadratic: Annotated[str, tyro.conf.arg(metavar="'Y ~ X1 + X2'")] = "",
     power_law: Annotated[tuple[str, ...], tyro.conf.arg(metavar="'Y ~ X1 + ...'"), tyro.conf.UseAppendAction] = (),
@@ -273,7 +238,7 @@ def report(
     runs: Files,
     *,
     output: Annotated[Path, Output] = Path("report.html"),
-    tables: TableOptions = Tables(),
+    tables: TableOptions = AS_IT_IS,
     as_json: Json = False,
 ) -> int:
     """Write one self-contained page with figures of the runs and the fit.
@@ -316,7 +281,7 @@ def runs_import(
     tables: Files,
     *,
     into: Path,
-    options: TableOptions = Tables(),
+    options: TableOptions = AS_IT_IS,
     as_json: Json = False,
 ) -> int:
     """Bring tables of runs into the units of this project, check them, and write run records or one table.

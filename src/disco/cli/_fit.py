@@ -6,14 +6,15 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from disco.cli import Tables, _show
+from disco.cli import _show
+from disco.cli._options import Tables
+from disco.cli._tables import from_tables, said
 from disco.errors import UserError
 from disco.fit import BOOTSTRAPS, StudyFit, Transfer, fit_table
 from disco.guide import sweep_settings
 from disco.runs.convert import to_runs
-from disco.runs.ingest import Ingested, ingest
 from disco.runs.reader import Run, Runs, read_runs
-from disco.runs.sources import is_table, read_tables
+from disco.runs.sources import is_table
 from disco.runs.table import columns
 from disco.runs.units import power, short, two_to
 from disco.runs.writer import write_json
@@ -116,16 +117,3 @@ def _read(paths: Sequence[Path], tables: Tables) -> Runs:
         notes += said(ingested)
         runs = {run.id: run for run in to_runs(ingested)}
     return Runs((*read.runs, *runs.values()), read.problems, tuple(notes))
-
-
-def from_tables(paths: Sequence[Path], tables: Tables) -> Ingested:
-    """The tables, checked and in the units of this project."""
-    source = ", ".join(path.name for path in paths)
-    table = read_tables(paths, tables.join, tables.on)
-    return ingest(table, tables.maps, tables.preset, tables.form, source)
-
-
-def said(ingested: Ingested) -> list[str]:
-    """What to tell about a table: rows that were dropped, by reason, and what was assumed."""
-    dropped = [f"{count} of {ingested.rows} rows dropped: {reason}" for reason, count in ingested.dropped.items()]
-    return [f"{ingested.source}: {text}" for text in (*dropped, *ingested.notes)]

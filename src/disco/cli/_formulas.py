@@ -6,15 +6,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
 
-from disco.cli import Tables, _show
+from disco.cli import _show
+from disco.cli._options import Tables
 from disco.errors import UserError
 from disco.fit import Optimum, PowerLaw, optimum, power_law
 from disco.fit._bowl import TERMS, Bowl, bowl
+from disco.fit._optimum import Recipe
 from disco.fit._selection import near_minimum
 from disco.runs.mapping import nearest, with_columns
 from disco.runs.presets import expand
@@ -184,7 +186,7 @@ def _scan(key: Mapping[str, Any], rows: pl.DataFrame, steps: Steps) -> _Found:
     if anchor is None and steps.recipe == "paper" and "loss_start" in rows.columns:
         starts = _numbers(rows, "loss_start")
         anchor = float(starts[np.isfinite(starts)].mean()) if np.isfinite(starts).any() else None
-    found = optimum(logs, loss, sigma, steps.recipe, anchor)  # type: ignore[arg-type]
+    found = optimum(logs, loss, sigma, cast(Recipe, steps.recipe), anchor)
     row = rows.row(found.nearest, named=True) if found.nearest is not None else {}
     row |= {x: 2.0**found.x, y: found.y} if math.isfinite(found.x) else {}
     return _Found(key, found, row, found.usable, ", ".join(found.flags))

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from disco.cli import Tables, _show
+from disco.cli import _show
+from disco.cli._options import Tables
+from disco.cli._tables import from_tables, said
 from disco.errors import UserError
 from disco.runs.reader import Run, read_runs
 from disco.runs.schema import CONFIG, Metric
@@ -90,7 +92,6 @@ def show(path: Path, as_json: bool) -> int:
 
 def import_(paths: Sequence[Path], tables: Tables, into: Path, as_json: bool) -> int:
     """Writes tables as run records, or as one table, and shows what each column holds."""
-    from disco.cli._fit import from_tables, said
     from disco.runs.convert import summaries, to_runs, write_runs, write_table
     from disco.runs.sources import is_table
 

@@ -89,7 +89,6 @@ class Disco(NormOptimizer):
         super().__init__(params, lr, momentum, weight_decay, nesterov, orthogonalize, steps, **settings)
 
     def _forget(self) -> None:
-        _ALIVE.add(self)
         self._leaves: dict[Tensor, Leaf] = {}
         self._pipelines: dict[Any, Pipeline] = {}
         self._agreed: set[Any] = set()
@@ -112,6 +111,7 @@ class Disco(NormOptimizer):
         self._find_leaves(self.param_groups[-1])
 
     def _find_leaves(self, *groups: Group) -> None:
+        _ALIVE.add(self)
         for group in groups:
             index = [other is group for other in self.param_groups].index(True)
             for name, param in zip(parameter_names(group, index), group["params"], strict=True):
@@ -134,14 +134,16 @@ class Disco(NormOptimizer):
         self._check_ready(ready)
         work: dict[Tensor, tuple[Group, Tensor]] = {}
         for group, params in ready:
+            if not params:
+                continue
             gradients = [_local_gradient(param) for param in params]
             locals_ = [_local(param) for param in params]
-            if group["weight_decay"] and locals_:
+            if group["weight_decay"]:
                 torch._foreach_mul_(locals_, 1 - float(group["lr"]) * group["weight_decay"])
             if group["rule"] == "adamw":
-                for param, gradient in zip(params, gradients, strict=True):
-                    state = {key: _local(value) for key, value in self.state[param].items()}
-                    self._apply(param, group, (), rules.adamw(gradient, state, betas=group["betas"], eps=group["eps"]))
+                states = [{key: _local(value) for key, value in self.state[param].items()} for param in params]
+                directions = rules.adamw_each(gradients, states, betas=group["betas"], eps=group["eps"])
+                self._apply_each(group, params, directions, [float(group["scale"])] * len(params))
                 continue
             for param, average in zip(params, self._averages(group, params, gradients), strict=True):
                 work[param] = (group, average)
@@ -181,7 +183,7 @@ class Disco(NormOptimizer):
     def _averages(self, group: Group, params: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
         """Local tensors of which the LMO is taken."""
         momentum = group["momentum"]
-        if not momentum or self._is_light(group) or not params:
+        if not momentum or self._is_light(group):
             return gradients
         for param in params:
             if "momentum" not in self.state[param]:
@@ -193,14 +195,28 @@ class Disco(NormOptimizer):
             buffers = [b.lerp(g, 1 - momentum) for b, g in zip(buffers, fresh, strict=True)]
         return [b.to(g.device) for b, g in zip(buffers, gradients, strict=True)]
 
-    def _apply(self, param: Tensor, group: Group, at: tuple[slice, ...], direction: Tensor, scale: float = 1.0) -> None:
-        """Subtracts a direction from the part ``at`` of the local tensor."""
-        scale *= 1.0 if group["rule"] == "lmo" else float(group["scale"])
+    def _apply_each(self, group: Group, params: list[Tensor], directions: list[Tensor], scales: list[float]) -> None:
+        """Subtracts directions, which are overwritten, from whole local tensors of one group."""
+        locals_ = [_local(param) for param in params]
+        updates = [direction.to(local.dtype) for direction, local in zip(directions, locals_, strict=True)]
+        rates: list[Any] = [rules.broadcast(group["lr"], x) * scale for x, scale in zip(locals_, scales, strict=True)]
+        torch._foreach_mul_(updates, rates)
         if self._keep_updates:
-            if "update" not in self.state[param]:
-                self.state[param]["update"] = torch.zeros_like(param)
-            _local(self.state[param]["update"])[at] = direction * (float(group["lr"]) * scale)
+            for param, update in zip(params, updates, strict=True):
+                self._kept(param).copy_(update)
+        torch._foreach_sub_(locals_, updates)
+
+    def _apply(self, param: Tensor, group: Group, at: tuple[slice, ...], direction: Tensor, scale: float) -> None:
+        """Subtracts a direction from the part ``at`` of the local tensor."""
+        if self._keep_updates:
+            self._kept(param)[at] = direction * (float(group["lr"]) * scale)
         rules.apply_(_local(param)[at], direction, lr=group["lr"], weight_decay=0.0, scale=scale)
+
+    def _kept(self, param: Tensor) -> Tensor:
+        """This rank's part of the last update, which is remembered."""
+        if "update" not in self.state[param]:
+            self.state[param]["update"] = torch.zeros_like(param)
+        return _local(self.state[param]["update"])
 
     def _separable(self, work: dict[Tensor, tuple[Group, Tensor]]) -> None:
         sums: dict[Tensor, Tensor] = {}
@@ -214,10 +230,16 @@ class Disco(NormOptimizer):
             cutting = leaf.layout.mesh_dims_cutting(() if dim is None else (dim,))
             over.append((sums[param], [cast(ProcessGroup, leaf.groups[i]) for i in cutting]))
         all_reduce(over)
+        applied: dict[int, tuple[Group, list[Tensor], list[Tensor], list[float]]] = {}
         for param, (group, average) in work.items():
             operator = self._norm(group)
             direction = separable.lmo(operator, average, sums.get(param), self._leaves[param].layout.shape)
-            self._apply(param, group, (), direction, rules.scale_factor(group["scale"], operator, param.shape))
+            _, params, directions, scales = applied.setdefault(id(group), (group, [], [], []))
+            params.append(param)
+            directions.append(direction)
+            scales.append(rules.scale_factor(group["scale"], operator, param.shape))
+        for each in applied.values():
+            self._apply_each(*each)
 
     def _run(self, pipeline: Pipeline, params: list[Tensor], work: dict[Tensor, tuple[Group, Tensor]]) -> None:
         def apply(entry: int, parts: list[tuple[tuple[slice, ...], Tensor]]) -> None:
@@ -336,6 +358,7 @@ class Disco(NormOptimizer):
 
 
 _ALIVE: weakref.WeakSet[Disco] = weakref.WeakSet()
+"""Optimizers that hold process groups."""
 
 
 @atexit.register

@@ -11,6 +11,7 @@ import numpy as np
 from disco.errors import UserError
 from disco.fit._published import PUBLISHED, PublishedRule
 from disco.fit._regret import OURS, Choice, Forecast, Rolling, regret
+from disco.fit._scaling import candidates
 from disco.fit._study import NORM, StudyFit, fit_once
 
 Columns = Mapping[str, np.ndarray]
@@ -128,20 +129,8 @@ def choose(fit: StudyFit, method: str, family: str, model: str, tokens: float, p
 
 
 def _law(fit: StudyFit, family: str, model: str, target: str, recipe: str, **values: float) -> float:
-    given = ", ".join(name for name in ("batch", "tokens") if name in values)
-    for owner, name in (
-        ("", f"{target}({given}, parameters)"),
-        ("", f"{target}({given})"),
-        (model, f"{target}({given})"),
-    ):
-        rule = next(
-            (r for r in fit.rules if (r.family, r.model, r.name, r.recipe) == (family, owner, name, recipe)), None
-        )
-        if rule is None or rule.law is None:
-            continue
-        if "parameters" in rule.law.exponents and target == "batch":
-            low, high = rule.law.interval("parameters")
-            if low <= 0 <= high:
-                continue
-        return rule.law.predict({key: values[key] for key in rule.law.exponents}).log2
+    given = tuple(name for name in ("batch", "tokens") if name in values)
+    for rule in candidates(fit.rules, family, model, target, given, recipe):
+        if rule.law is not None:
+            return rule.law.predict({key: values[key] for key in rule.law.exponents}).log2
     return math.nan

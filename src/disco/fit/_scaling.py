@@ -78,6 +78,27 @@ class Composite(Result):
     """Of composite minus direct; where it excludes 0, lr(batch, tokens) is no plane or the best batch no power law."""
 
 
+def candidates(
+    rules: Sequence[Rule], family: str, model: str, what: str, given: tuple[str, ...], recipe: str,
+    sizes: Sequence[tuple[str, ...]] = (("parameters",),),
+) -> Iterator[Rule]:  # fmt: skip
+    """Rules to predict with, best first: over the models of the family with ``sizes`` in them, over all of them without
+    a size (batches only), of the model itself. Without a law they say why. A rule for the batch with a size that is not
+    told to matter is left out, since it costs precision."""
+    plain = ", ".join(given)
+    wanted = [("", f"{what}({plain}, {', '.join(names)})") for names in sizes]
+    wanted += [("", f"{what}({plain})")] if what == "batch" else []
+    for owner, name in (*wanted, (model, f"{what}({plain})")):
+        for rule in rules:
+            if (rule.family, rule.model, rule.name, rule.recipe) != (family, owner, name, recipe):
+                continue
+            if what == "batch" and rule.law is not None and "parameters" in rule.law.exponents:
+                low, high = rule.law.interval("parameters")
+                if low <= 0 <= high:
+                    continue
+            yield rule
+
+
 class Scaling:
     """Builds the rules of a study; resampled where resamples are given. ``draws`` keeps their coefficients."""
 

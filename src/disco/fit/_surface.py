@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -373,7 +373,7 @@ class _Fit:
         return warnings
 
 
-def _jacobian(function, values: Array) -> Array:  # type: ignore[no-untyped-def]
+def _jacobian(function: Callable[[Array], Array], values: Array) -> Array:
     columns = []
     for index, value in enumerate(values):
         step = np.zeros_like(values)

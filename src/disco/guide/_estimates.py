@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from disco.fit import Bottom, Prediction, Result, Rule
+from disco.fit._scaling import candidates as choices
 from disco.guide._target import Target
 
 WIDEST = 2.0
@@ -157,18 +158,10 @@ def _one_stage(target: Target) -> Stage:
 
 
 def candidates(target: Target, what: str, given: tuple[str, ...], recipe: str) -> Iterator[Rule]:
-    """Rules to try, best first: over the models of the family with the sizes that matter, over all of them without a
-    size (batches only), of the model itself."""
-    family = [rule for rule in target.fit.rules if (rule.family, rule.recipe) == (target.family, recipe)]
-    plain = ", ".join(given)
+    """Rules to try for the run, best first; see ``fit._scaling.candidates``."""
     wanted = set(target.given or ("parameters",))
-    for sizes in (("width", "depth"), ("width",), ("depth",), ("parameters",)):
-        if wanted & set(sizes):
-            name = f"{what}({plain}, {', '.join(sizes)})"
-            yield from (rule for rule in family if rule.name == name and not rule.model)
-    if what == "batch":
-        yield from (rule for rule in family if rule.name == f"{what}({plain})" and not rule.model)
-    yield from (rule for rule in family if rule.name == f"{what}({plain})" and rule.model == target.model)
+    sizes = [names for names in (("width", "depth"), ("width",), ("depth",), ("parameters",)) if wanted & set(names)]
+    return choices(target.fit.rules, target.family, target.model, what, given, recipe, sizes)
 
 
 def _predict(target: Target, rules: Iterator[Rule], batch: float | None = None) -> Said:
@@ -178,10 +171,6 @@ def _predict(target: Target, rules: Iterator[Rule], batch: float | None = None) 
         if rule.law is None:
             refused = f"no rule {rule.name}: {rule.reason}"
             continue
-        if "parameters" in rule.law.exponents and rule.name.startswith("batch"):
-            low, high = rule.law.interval("parameters")
-            if low <= 0 <= high:  # the size is not told to matter, and costs precision
-                continue
         values = target.values(batch)
         if not all(values.get(name, math.nan) > 0 for name in rule.law.exponents):
             continue

@@ -4,16 +4,14 @@ of the fit, momentum or decay change."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
 import polars as pl
 
-from disco.fit import NORM, Cell, StudyFit, optimum
-from disco.fit._study import TOLERANCE
-from disco.fit._transfer import Transfer, transfers
+from disco.fit import NORM, Cell, StudyFit
 from disco.report._style import (
     ACCENT,
     PANELS,
@@ -100,48 +98,22 @@ class NormOptima:
     norm: tuple[float, ...]
     """log2."""
     intervals: tuple[tuple[float, float], ...]
-    curvature: tuple[float, ...]
-    """Nats per octave of the norm squared."""
 
 
-def compare(found: Sequence[NormOptima], study: Study) -> dict[str, Transfer]:
-    """The test of transfer over tokens for every norm of one study, those that transfer best first."""
-    own = [item for item in found if item.study == study]
-    scale = sorted({tokens for item in own for tokens in item.tokens})
-    at = ({**dict.fromkeys(scale, math.nan), **dict(zip(item.tokens, item.norm, strict=True))} for item in own)
-    norms = {item.name: [values[tokens] for tokens in scale] for item, values in zip(own, at, strict=True)}
-    return transfers(scale, norms, {item.name: float(np.median(item.curvature)) for item in own}, TOLERANCE)
-
-
-def norm_optima(fit: StudyFit, columns: Mapping[str, np.ndarray]) -> list[NormOptima]:
-    """The optimum of every norm that was logged, where the output norm's is sought: at the best batch per horizon.
-
-    Args:
-        fit: Of the same table.
-        columns: As ``disco.runs.table.columns`` makes it.
-    """
-    names = sorted(name for name in columns if name.startswith("norm/"))
+def norm_optima(fit: StudyFit) -> list[NormOptima]:
+    """The optimum of every norm that was logged, where the output norm's is sought: at the best batch per horizon."""
     found = []
-    keys = [np.asarray(columns[name]) for name in ("family", "model", "tokens", "batch")]
     for study in fit.studies:
-        best = [item for item in fit.of(*study)[1] if not item.at_edge]
-        at: dict[str, list[tuple[float, float, tuple[float, float], float]]] = {name: [] for name in names}
-        for item in best:
-            rows = np.ones(len(keys[0]), dtype=bool)
-            for key, value in zip(keys, (*study, item.tokens, item.batch), strict=True):
-                rows &= key == value
-            loss = np.where(columns["diverged"][rows].astype(bool), np.nan, columns["loss"][rows].astype(float))
-            for name in names:
-                norm = columns[name][rows].astype(float)
-                use = np.isfinite(norm) & (norm > 0) & np.isfinite(loss)
-                if use.sum() > 3:
-                    best_norm = optimum(np.log2(norm[use]), loss[use])
-                    if best_norm.usable and best_norm.interval:
-                        at[name].append((float(item.tokens), best_norm.x, best_norm.interval, best_norm.curvature))
+        best = [fit.cell(*study, item.batch, item.tokens) for item in fit.of(*study)[1] if not item.at_edge]
+        at: dict[str, list[tuple[float, float, tuple[float, float]]]] = {}
+        for cell_ in best:
+            for name, optimum in cell_.norms.items() if cell_ else ():
+                if cell_ and optimum.usable and optimum.interval:
+                    at.setdefault(name, []).append((float(cell_.tokens), optimum.x, optimum.interval))
         found += [
             NormOptima(name, study, *(tuple(column) for column in zip(*points, strict=True)))
-            for name, points in at.items() if points
-        ]  # fmt: skip
+            for name, points in sorted(at.items())
+        ]
     return found
 
 

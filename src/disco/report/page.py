@@ -153,10 +153,10 @@ def _across(page: _Page, fit: StudyFit, columns: Mapping[str, np.ndarray]) -> No
         figures.size_bowls(fit, sizes),
         "there is no axis of width or depth with optima at two values or more at the same number of tokens.",
     )
-    found = figures.norm_optima(fit, columns)
+    found = figures.norm_optima(fit)
     page.figure(
         "Which norm transfers",
-        words.norms_compared(fit, found),
+        words.norms_compared(fit),
         figures.norms_compared(found, fit.studies),
         "fewer than two norms have an optimum at a best batch inside its grid.",
     )

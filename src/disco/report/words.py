@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from disco.fit import Path, Rule, StudyFit
 from disco.fit._layer_groups import GroupRatio, LayerGroups
 from disco.guide import Plan
-from disco.report._norm_figures import NormOptima, compare
 from disco.report.tables import FLAGS, error_digits, formula, superscript
 from disco.runs.reader import Run
 from disco.runs.schema import Outcome
@@ -234,11 +233,11 @@ def surfaces(fit: StudyFit, family: str, model: str) -> str:
     )
 
 
-def norms_compared(fit: StudyFit, found: Sequence[NormOptima]) -> str:
+def norms_compared(fit: StudyFit) -> str:
     """Over the figure of all norms: the test of the largest model."""
     text = "The optimum of every logged norm at the best batch, found as the output norm's is."
     family, model = fit.studies[-1]
-    told = {name: test for name, test in compare(found, (family, model)).items() if test.interval}
+    told = {name: test for name, test in fit.path(family, model).others.items() if test.interval}
     if not told:
         return f"{text} It takes three horizons to test their transfer."
     said = "; ".join(

@@ -212,7 +212,7 @@ def _checks(table: pl.DataFrame, form: Form) -> Iterator[str]:
     elif len(good):
         steps = good.select((pl.col("tokens") / pl.col("batch")).median()).item()
         if steps > 3e6:
-            size = power(good["batch"].median())  # type: ignore[arg-type]
+            size = power(float(np.median(good["batch"].to_numpy())))
             yield f"batches of {size} would mean {short(steps)} steps: is batch in tokens, not in sequences?"
     losses = table["loss"].drop_nulls().to_numpy()
     losses = losses[np.isfinite(losses)]
