@@ -94,14 +94,14 @@ class NormOptimizer(torch.optim.Optimizer, abc.ABC):
             )
         if group["rule"] not in ("lmo", "adamw"):
             raise ValueError(f'rule must be "lmo" or "adamw", got {group["rule"]!r} for {names[0]}')
-        if not 0 <= group["momentum"] < 1:
+        if not all(0 <= momentum < 1 for momentum in _numbers(group["momentum"])):
             raise ValueError(f"momentum is the weight of the old buffer, in [0, 1), got {group['momentum']}")
         if group["nesterov"] and self._light:
             raise ValueError("light mode keeps no gradient beside the momentum, so it cannot do nesterov")
         for key in ("lr", "weight_decay", "eps"):
-            if not float(torch.as_tensor(group[key]).min()) >= 0:
+            if not all(number >= 0 for number in _numbers(group[key])):
                 raise ValueError(f"{key} must be 0 or more, got {group[key]} for {names[0]}")
-        if not all(0 <= beta < 1 for beta in group["betas"]):
+        if not all(0 <= number < 1 for beta in group["betas"] for number in _numbers(beta)):
             raise ValueError(f"betas must lie in [0, 1), got {group['betas']} for {names[0]}")
         if group["rule"] == "adamw" and isinstance(group["scale"], str):
             raise ValueError(f'rule "adamw" takes a number as scale, got {group["scale"]!r} for {names[0]}')
@@ -165,6 +165,10 @@ class NormOptimizer(torch.optim.Optimizer, abc.ABC):
         Raises:
             ValueError: unknown ``which`` or ``of``, or updates that were not kept.
         """
+        asked = self._asked(which, of, groups)
+        return dict(zip(asked, self._values(list(asked.values()), which), strict=True))
+
+    def _asked(self, which: str | None, of: str, groups: Sequence[str] | None) -> dict[str, Asked]:
         if which is not None and which not in (*NORMS, *MEASURES):
             raise ValueError(f"unknown norm {which!r}; known: {', '.join((*NORMS, *MEASURES))}")
         asked: dict[str, Asked] = {}
@@ -177,7 +181,7 @@ class NormOptimizer(torch.optim.Optimizer, abc.ABC):
                 tensor = self._quantity(param, of, group)
                 if tensor is not None and operator.fits(tensor):
                     asked[name] = Asked(name, of, param, tensor, operator, split.sizes(group["split"], param, own))
-        return dict(zip(asked, self._values(list(asked.values()), which), strict=True))
+        return asked
 
     @abc.abstractmethod
     def _values(self, asked: list[Asked], which: str | None) -> list[float]:
@@ -245,6 +249,11 @@ class NormOptimizer(torch.optim.Optimizer, abc.ABC):
         super().__setstate__(state)
         if "_in_grad" in state:  # a copy; load_state_dict passes only groups and state
             self._in_grad.reattach(self._light_params())
+
+
+def _numbers(setting: rules.Setting) -> list[float]:
+    """A setting, or those of all runs of a cohort."""
+    return torch.as_tensor(setting, dtype=torch.float64).flatten().tolist()
 
 
 def parameter_names(group: dict[str, Any], index: int) -> list[str]:

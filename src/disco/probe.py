@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 from disco.groups import layer_name
 from disco.runs.schema import norm_key
+from disco.scion import Scion
+
+T = TypeVar("T")
 
 EXTRA: Mapping[str, Sequence[str]] = {"input": ("rms_to_rms", "rms_to_inf"), "output": ("rms_to_rms", "one_to_rms")}
 """Layer group -> norms beside its own (arXiv:2510.03871, figure 10)."""
@@ -41,10 +44,30 @@ class Probe:
     def measure(self) -> dict[str, float]:
         """Metric key -> norm, see ``disco.runs.schema.norm_key``."""
         result: dict[str, float] = {}
-        for of in self._of:
-            for group in self._optimizer.param_groups:
-                label, own = str(group["group"]), str(group["norm"])
-                for which in (own, *self._extra.get(label, ())):
-                    values = self._optimizer.norms(which, of, groups=[label])
-                    result |= {norm_key(which, layer_name(name), of): value for name, value in values.items()}
+        for which, of, label in _questions(self._optimizer, self._extra, self._of):
+            result |= _by_key(self._optimizer.norms(which, of, groups=[label]), which, of)
         return result
+
+
+def measure_each(optimizer: Scion, extra: Mapping[str, Sequence[str]] = EXTRA) -> list[dict[str, float]]:
+    """What ``Probe(optimizer).measure()`` would give for each run of a cohort, whose parameters are [runs, ...]."""
+    result: dict[str, list[float]] = {}
+    for which, of, label in _questions(optimizer, extra, ("weights",)):
+        norms = optimizer.norms_each(which, of, groups=[label])
+        result |= _by_key({name: values.tolist() for name, values in norms.items()}, which, of)
+    return [dict(zip(result, values, strict=True)) for values in zip(*result.values(), strict=True)]
+
+
+def _questions(
+    optimizer: Measures, extra: Mapping[str, Sequence[str]], quantities: Sequence[str]
+) -> Iterator[tuple[str, str, str]]:
+    """(norm, of what, layer group) of everything that is logged."""
+    for of in quantities:
+        for group in optimizer.param_groups:
+            label, own = str(group["group"]), str(group["norm"])
+            for which in (own, *extra.get(label, ())):
+                yield which, of, label
+
+
+def _by_key(norms: Mapping[str, T], which: str, of: str) -> dict[str, T]:
+    return {norm_key(which, layer_name(name), of): value for name, value in norms.items()}

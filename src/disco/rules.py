@@ -2,9 +2,9 @@
 
     W <- (1 - lr weight_decay) W - lr scale direction.
 
-Directions: the LMO of ``average`` (``OperatorNorm.lmo``; Scion, Muon) and ``adamw``. A learning rate may be a number,
-or a tensor that broadcasts over the leading (batch) dimensions of the parameter, such as one rate for each run of a
-cohort.
+Directions: the LMO of ``average`` (``OperatorNorm.lmo``; Scion, Muon) and ``adamw``. A setting (learning rate,
+momentum, weight decay, betas) may be a number, or a tensor that runs over the leading (batch) dimensions of the
+parameter: one for each run of a cohort.
 ``momentum`` is the weight that stays on the OLD buffer: M <- momentum M + (1 - momentum) G; 0 is none.
 """
 
@@ -21,6 +21,7 @@ from disco.norms import OperatorNorm
 
 Rule = Literal["lmo", "adamw"]
 State = dict[str, Tensor]
+Setting = float | Tensor
 
 SIZE_FACTORS: dict[str, Callable[[int, int], float]] = {
     "spectral": lambda d_out, d_in: math.sqrt(d_out / d_in),  # Scion; Bernstein & Newhouse 2024
@@ -31,22 +32,29 @@ SIZE_FACTORS: dict[str, Callable[[int, int], float]] = {
 """Named sizes of an orthogonalised update, which replace the factor sqrt(d_out / d_in) of the norm rms_to_rms."""
 
 
-def lmo_state(param: Tensor, *, momentum: float, dtype: torch.dtype | None = None) -> State:
+def lmo_state(param: Tensor, *, momentum: Setting, dtype: torch.dtype | None = None) -> State:
     """What ``average`` remembers of one parameter: nothing without momentum."""
-    return {"momentum": torch.zeros_like(param, dtype=dtype)} if momentum else {}
+    return {"momentum": torch.zeros_like(param, dtype=dtype)} if has_buffer(momentum) else {}
 
 
-def average(gradient: Tensor, state: State, *, momentum: float, nesterov: bool = False) -> Tensor:
+def has_buffer(momentum: Setting) -> bool:
+    """Whether a momentum is kept: it is not 0, or there is one for each run."""
+    return isinstance(momentum, Tensor) or momentum != 0
+
+
+def average(gradient: Tensor, state: State, *, momentum: Setting, nesterov: bool = False) -> Tensor:
     """What the LMO is taken of: the momentum buffer, which is updated in place, or without momentum the gradient.
 
     Nesterov: momentum M + (1 - momentum) G with the updated M. A momentum that was 0 before starts from a zero buffer.
     """
-    if not momentum:
+    if not has_buffer(momentum):
         return gradient
     if "momentum" not in state:
         state |= lmo_state(gradient, momentum=momentum)
-    buffer = state["momentum"].lerp_(gradient.to(state["momentum"].dtype), 1 - momentum)
-    return buffer.lerp(gradient.to(buffer.dtype), 1 - momentum) if nesterov else buffer
+    buffer = state["momentum"]
+    new, share = gradient.to(buffer.dtype), 1 - broadcast(momentum, buffer)
+    buffer.lerp_(new, share)
+    return buffer.lerp(new, share) if nesterov else buffer
 
 
 def adamw_state(param: Tensor) -> State:
@@ -58,12 +66,12 @@ def adamw_state(param: Tensor) -> State:
     }
 
 
-def adamw(gradient: Tensor, state: State, *, betas: tuple[float, float], eps: float) -> Tensor:
+def adamw(gradient: Tensor, state: State, *, betas: tuple[Setting, Setting], eps: float) -> Tensor:
     """Adam's bias-corrected direction (Kingma & Ba, arXiv:1412.6980; decay is decoupled, arXiv:1711.05101)."""
-    beta1, beta2 = betas
+    beta1, beta2 = (broadcast(beta, gradient) for beta in betas)
     step = state["step"].add_(1)
     first = state["first"].lerp_(gradient, 1 - beta1)
-    second = state["second"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    second = state["second"].lerp_(gradient.square(), 1 - beta2)
     return (first / (1 - beta1**step)) / ((second / (1 - beta2**step)).sqrt() + eps)
 
 
@@ -83,20 +91,22 @@ def adamw_each(gradients: list[Tensor], states: list[State], *, betas: tuple[flo
     return list(directions)
 
 
-def apply_(param: Tensor, direction: Tensor, *, lr: float | Tensor, weight_decay: float, scale: float) -> None:
+def apply_(param: Tensor, direction: Tensor, *, lr: Setting, weight_decay: Setting, scale: float) -> None:
     """W <- (1 - lr weight_decay) W - lr scale direction, in place."""
-    rate = broadcast(lr, param)
-    if weight_decay:
-        param.mul_(1 - rate * weight_decay)
+    rate, decay = broadcast(lr, param), broadcast(weight_decay, param)
+    if isinstance(decay, Tensor) or decay:
+        param.mul_(1 - rate * decay)
     if isinstance(rate, Tensor):
         param.sub_(direction * (rate * scale))
     else:
         param.add_(direction.to(param.dtype), alpha=-rate * scale)
 
 
-def broadcast(lr: float | Tensor, param: Tensor) -> float | Tensor:
-    """The learning rate in a form that multiplies ``param``, over whose leading dimensions a tensor runs."""
-    return lr.to(param).reshape(lr.shape + (1,) * (param.ndim - lr.ndim)) if isinstance(lr, Tensor) else lr
+def broadcast(setting: Setting, param: Tensor) -> Setting:
+    """The setting in a form that multiplies ``param``, over whose leading dimensions a tensor runs."""
+    if not isinstance(setting, Tensor):
+        return setting
+    return setting.to(param).reshape(setting.shape + (1,) * (param.ndim - setting.ndim))
 
 
 def scale_factor(scale: float | str, norm: OperatorNorm, shape: torch.Size) -> float:

@@ -6,12 +6,14 @@ Pethick et al., arXiv:2502.07529. Every parameter group names its norm; the step
     W <- (1 - lr weight_decay) W - lr scale lmo(M)
 
 so that with weight decay 0 one step changes a layer by exactly lr * scale in its norm. Groups with rule "adamw" take
-Adam's direction instead: a Muon recipe is one optimizer and one state dict.
+Adam's direction instead: a Muon recipe is one optimizer and one state dict. Parameters with leading batch dimensions
+(``batch_dims``) are independent matrices, and lr, momentum, weight_decay and betas may then be tensors over these
+dimensions: many runs that differ in them are one optimizer (``train/cohort.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast, final
 
 import torch
@@ -78,6 +80,14 @@ class Scion(NormOptimizer):
                 yield param, next(lmos), scales[0]
             else:
                 yield param, torch.cat([next(lmos) * scale for scale in scales], split.out_dim(operator)), 1.0
+
+    @torch.no_grad()
+    def norms_each(
+        self, which: str | None = None, of: str = "weights", groups: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """As ``norms``, of every matrix along the batch dimensions: tensors [batch...]."""
+        asked = self._asked(which, of, groups)
+        return {name: split.values(one.tensor, one.operator, one.split, which) for name, one in asked.items()}
 
     def _values(self, asked: list[Asked], which: str | None) -> list[float]:
         return [split.value(one.tensor, one.operator, one.split, which) for one in asked]

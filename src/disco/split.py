@@ -54,9 +54,19 @@ def shapes(tensor: Tensor, split: Split, operator: OperatorNorm) -> list[torch.S
     return [torch.Size((*tensor.shape[:dim], size, *tensor.shape[dim + 1 :])) for size in into]
 
 
-def value(tensor: Tensor, operator: OperatorNorm, into: tuple[int, ...], which: str | None = None) -> float:
-    """The largest norm of the parts of sizes ``into``; ``which`` names one of ``MEASURES`` instead of the norm."""
+def values(tensor: Tensor, operator: OperatorNorm, into: tuple[int, ...], which: str | None = None) -> Tensor:
+    """The largest norm of the parts of sizes ``into``, for each matrix: shape ``tensor.shape[:batch_dims]``.
+
+    ``which`` names one of ``MEASURES`` instead of the norm.
+    """
     views = tensor.split(into, out_dim(operator)) if into else (tensor,)
     if which in MEASURES:
-        return max(float(MEASURES[which](operator.as_matrix(view)).max()) for view in views)
-    return max(float(operator.value(view).max()) for view in views)
+        norms = [MEASURES[which](operator.as_matrix(view)) for view in views]
+    else:
+        norms = [operator.value(view) for view in views]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).amax(0)
+
+
+def value(tensor: Tensor, operator: OperatorNorm, into: tuple[int, ...], which: str | None = None) -> float:
+    """The largest of ``values``."""
+    return float(values(tensor, operator, into, which).max())

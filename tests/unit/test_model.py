@@ -6,9 +6,9 @@ from typing import Any, get_args
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.func import functional_call, grad, stack_module_state, vmap
+from torch import Tensor, nn
 
+from disco.train import kernels
 from disco.train.config import ModelConfig, Placement
 from disco.train.model import Llama, RMSNorm, norm_sites, rotate, rotations
 
@@ -186,25 +186,42 @@ def test_init_scales() -> None:
     assert set(total) < {name for name, _ in build(depth=3).named_parameters()}
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch runs attention once per model
 @pytest.mark.parametrize("kv_heads", [None, 2])
 def test_stacked_models_equal_separate_ones(kv_heads: int | None) -> None:
     models = [build(seed, kv_heads=kv_heads) for seed in range(3)]
-    stacked, _ = stack_module_state(models)
+    together = build(kv_heads=kv_heads)
+    for name, _ in models[0].named_parameters():
+        path, _, last = name.rpartition(".")
+        stacked = nn.Parameter(torch.stack([model.get_parameter(name).detach() for model in models]))
+        setattr(together.get_submodule(path), last, stacked)
     tokens, targets = draw(3, 2, 8), draw(3, 2, 8, seed=2)
-
-    def loss(parameters: dict[str, Tensor], tokens: Tensor, targets: Tensor) -> Tensor:
-        logits = functional_call(models[0], parameters, (tokens,))
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-    logits = vmap(lambda parameters, tokens: functional_call(models[0], parameters, (tokens,)))(stacked, tokens)
-    gradients = vmap(grad(loss))(stacked, tokens, targets)
-    together = dict(
-        zip(stacked, torch.autograd.grad(vmap(loss)(stacked, tokens, targets).sum(), stacked.values()), strict=True)
-    )
+    torch.testing.assert_close(together(tokens), torch.stack([m(t) for m, t in zip(models, tokens, strict=True)]))
+    losses = together.loss(tokens, targets)
+    (losses * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
     for index, model in enumerate(models):
-        torch.testing.assert_close(logits[index], model(tokens[index]))
-        model.loss(tokens[index], targets[index]).backward()
-        for name, parameter in model.named_parameters():
-            torch.testing.assert_close(gradients[name][index], parameter.grad, atol=1e-6, rtol=1e-4)
-            torch.testing.assert_close(together[name][index], parameter.grad, atol=1e-6, rtol=1e-4)
+        loss = model.loss(tokens[index], targets[index])
+        torch.testing.assert_close(losses[index], loss)
+        loss.backward()
+        for name, parameter in together.named_parameters():
+            own = model.get_parameter(name).grad
+            torch.testing.assert_close(parameter.grad[index] / (index + 1), own, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (2, 5, 12)])
+def test_written_derivatives_are_those_of_autograd(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf() -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    assert torch.autograd.gradcheck(lambda x: kernels.rms_norm(x, 1e-3), (leaf(),))
+    assert torch.autograd.gradcheck(kernels.swiglu, (leaf(), leaf()))
+    logits, targets = leaf(), draw(*shape[:-1], vocab=12)
+    ours = kernels.cross_entropy(logits.float(), targets)
+    assert ours.shape == shape[:-2]
+    theirs = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view(shape[:-1]).mean(-1)
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-6, atol=0)
+    weights = torch.arange(1.0, 1 + ours.numel()).reshape(ours.shape)
+    (mine,) = torch.autograd.grad((ours * weights).sum(), logits)
+    (true,) = torch.autograd.grad((theirs * weights).sum(), logits)
+    torch.testing.assert_close(mine, true, rtol=1e-5, atol=1e-7)

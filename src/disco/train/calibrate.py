@@ -53,8 +53,8 @@ def _measure(config: TrainConfig, cache: Path) -> float:
     import torch
 
     from disco.groups import init_
+    from disco.train.cohort import build_optimizer
     from disco.train.data import TokenStream
-    from disco.train.loop import build_optimizer
     from disco.train.model import Llama
 
     stream = TokenStream(config.data, cache, context=config.model.context, seed=config.seed)

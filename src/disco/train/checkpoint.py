@@ -11,6 +11,8 @@ from disco.errors import UserError
 from disco.files import replacing
 
 LATEST = "latest.pt"
+PREVIOUS = "previous.pt"
+"""The one before the latest: the runs of a cohort save one after the other, so that it may be their last in common."""
 
 
 def path_at(folder: Path, tokens: int) -> Path:
@@ -26,6 +28,19 @@ def save(path: Path, content: dict[str, Any]) -> None:
     """
     with replacing(path) as file:
         torch.save(content, file)
+
+
+def rotate(folder: Path, content: dict[str, Any]) -> None:
+    """Saves ``content`` as the latest checkpoint in ``folder`` and keeps the one before.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    latest = folder / LATEST
+    with replacing(latest) as file:
+        torch.save(content, file)
+        if latest.exists():
+            (folder / LATEST).replace(folder / PREVIOUS)
 
 
 def load(path: Path) -> dict[str, Any] | None:

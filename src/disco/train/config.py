@@ -278,6 +278,23 @@ class TrainConfig:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def cohort_key(config: TrainConfig) -> str:
+    """Runs alike in this can train as one program: they differ in rates, momentum, weight decay, betas or seed.
+
+    Raises:
+        ConfigError: the data have not been prepared, so their digest is unknown.
+    """
+    _require(bool(config.data.digest), "cohorts need prepared data: call disco.train.data.prepare first")
+    content = to_dict(config)
+    for name in ("seed", "parent", "keep", "checkpoint_seconds"):
+        del content[name]
+    for name in ("lr", "ratios", "momentum", "weight_decay", "betas"):
+        del content["optimizer"][name]
+    for name in ("source", "tokenizer", "text_field"):
+        del content["data"][name]
+    return json.dumps(content | {"branch": config.parent is not None}, sort_keys=True)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain dictionary (JSON types) of a configuration; ``from_dict`` is its inverse."""
 

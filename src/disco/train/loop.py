@@ -1,46 +1,39 @@
 """The training loop, top to bottom: build, resume, step, evaluate, checkpoint, finish.
 
 A run is a pure function of its configuration: killed anywhere and started again, it continues from its last checkpoint
-and leaves the record that an undisturbed run leaves.
+and leaves the record that an undisturbed run leaves. Runs that differ in a few settings only train together, as a
+cohort (``cohort.py``), each with its own record; a run alone is a cohort of one.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from disco._version import __version__
-from disco.groups import init_, param_groups
-from disco.probe import Probe
-from disco.runs.horizons import WINDOW
-from disco.runs.lock import LOCK, locked
-from disco.runs.reader import outcome_so_far
-from disco.runs.schema import CHECKPOINTS, DATA, SCHEMA_VERSION, Metric, Outcome, lr_key
-from disco.runs.writer import RunWriter
-from disco.scion import Scion
-from disco.train import checkpoint
-from disco.train.config import OptimizerConfig, TrainConfig, to_dict
+from disco.errors import UserError
+from disco.probe import measure_each
+from disco.runs.schema import DATA, Outcome
+from disco.train.cohort import Program
+from disco.train.config import TrainConfig, cohort_key
 from disco.train.data import TokenStream, check, prepare
-from disco.train.model import Llama
+from disco.train.member import Member
 from disco.train.schedule import evaluation_points, learning_rate_factor
 
 Progress = Callable[[int, int], None]
-
-ORPHAN_SECONDS = 10.0
-"""How long to wait for the lock of a run that the worker of a killed sweep still holds while it exits."""
-
-DIVERGED_STEPS = 20
-"""Steps in a row above the divergence threshold that end a run."""
+Ended = Callable[[str, Outcome | UserError], None]
+End = Callable[[Member, Outcome | UserError], None]
 
 VALID_CHUNK = 8192
-"""Held-out tokens per forward pass."""
+"""Held-out tokens per forward pass, of all runs together; at least one sequence."""
 
 
 def train(config: TrainConfig, runs: Path, progress: Progress | None = None) -> Outcome:
@@ -58,238 +51,206 @@ def train(config: TrainConfig, runs: Path, progress: Progress | None = None) -> 
         UserError: bad data, a corpus too short for the horizon, an unwritable folder, a damaged checkpoint, or another
             process that trains the same run.
     """
-    config = replace(config, data=prepare(config.data, runs / DATA))
-    stream = TokenStream(config.data, runs / DATA, context=config.model.context, seed=config.seed)
-    check(config, stream)
-    folder = runs / config.id
-    with locked(folder / LOCK, wait=ORPHAN_SECONDS), RunWriter(folder) as writer:
-        for unfinished in folder.rglob(".*.tmp"):  # of a process that was killed while it saved
-            unfinished.unlink(missing_ok=True)
-        done = outcome_so_far(folder, config.horizon)
-        if done:
-            return done
-        run = _Run(config, stream, writer, runs)
-        run.begin()
-        return run.go(progress)
+    (ended,) = train_cohort([config], runs, progress).values()
+    if isinstance(ended, UserError):
+        raise ended
+    return ended
 
 
-def build_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> Scion:
-    """The optimizer of a run: scion (every group its LMO), adam or adamw, or muon (hidden LMO, the rest AdamW)."""
-    everywhere: dict[str, dict[str, Any]] = {"*": {"rule": "adamw"}}
-    overrides = {"scion": {}, "adam": everywhere, "adamw": everywhere, "muon": everywhere}[config.name]
-    groups = param_groups(model, lr=config.lr, ratios=config.ratios, overrides=overrides)
-    if config.name == "muon":
-        for group in groups:
-            if group["group"] == "hidden":
-                group |= {"rule": "lmo", "scale": "max_spectral"}
-    return Scion(
-        groups,
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.nesterov,
-        orthogonalize=config.orthogonalize,
-        betas=config.betas,
-        eps=config.eps,
-    )
+def train_cohort(
+    configs: Sequence[TrainConfig], runs: Path, progress: Progress | None = None, ended: Ended | None = None
+) -> dict[str, Outcome | UserError]:
+    """Trains runs together: each leaves the record that it would leave alone, but for rounding.
+
+    Args:
+        configs: runs that are alike in ``cohort_key``; those that are done are left alone.
+        runs: folder of run records.
+        progress: called with (step, tokens of each run) after every step; what it raises ends the training, resumably.
+        ended: called with (run id, outcome) as soon as a run has ended, or cannot start.
+
+    Returns:
+        Run id -> outcome, or why the run could not start (a damaged checkpoint, a lock); the others went on without it.
+
+    Raises:
+        UserError: bad data, a corpus too short for the horizon, an unwritable folder.
+        ValueError: no runs, or runs that cannot train as one program.
+    """
+    configs = _prepared(configs, runs)
+    streams = {
+        seed: TokenStream(configs[0].data, runs / DATA, context=configs[0].model.context, seed=seed)
+        for seed in {config.seed for config in configs}
+    }
+    check(configs[0], streams[configs[0].seed])
+    results: dict[str, Outcome | UserError] = {}
+
+    def end(member: Member, result: Outcome | UserError) -> None:
+        results[member.config.id] = result
+        if ended is not None:
+            ended(member.config.id, result)
+
+    with ExitStack() as stack:
+        members = [Member(config, runs) for config in configs]
+        waiting: dict[Member, set[int]] = {}
+        for member in members:
+            try:
+                stack.enter_context(member)
+                if member.outcome:
+                    end(member, member.outcome)
+                else:
+                    waiting[member] = member.prepare()
+            except UserError as error:
+                end(member, error)
+        for step, group in _starting_together(waiting):
+            _Cohort(group, step, streams, end).go(progress)
+    return {config.id: results[config.id] for config in configs}
 
 
-@dataclass
-class _State:
-    """What changes while a run trains, besides model and optimizer."""
-
-    step: int = 0
-    path: float = 0.0
-    """Sum of the base learning rates so far."""
-    losses: list[float] = field(default_factory=list)
-    """Training losses of the last 1/64 of the steps so far, and of at least one."""
-    alarm: int = 0
-    """Steps in a row whose loss was above the divergence threshold."""
-    wall: float = 0.0
+def _prepared(configs: Sequence[TrainConfig], runs: Path) -> list[TrainConfig]:
+    if not configs:
+        raise ValueError("a cohort needs at least one run")
+    data = prepare(configs[0].data, runs / DATA)
+    configs = [replace(config, data=data) for config in configs]
+    if len({cohort_key(config) for config in configs}) > 1:
+        raise ValueError(f"{len(configs)} runs that differ in more than a cohort may cannot train as one program")
+    return configs
 
 
-class _Run:
-    def __init__(self, config: TrainConfig, stream: TokenStream, writer: RunWriter, runs: Path) -> None:
-        self.config = config
-        self.stream = stream
-        self.writer = writer
-        self.runs = runs
-        self.checkpoints = writer.folder / CHECKPOINTS
-        self.model = Llama(config.model, config.data.vocab)
-        self.optimizer = build_optimizer(self.model, config.optimizer)
-        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.probe = Probe(self.optimizer)
-        self.loss_fn: Any = torch.compile(self.model.loss) if config.compile else self.model.loss
-        self.valid = [torch.from_numpy(part) for part in stream.valid_blocks()]
-        self.state = _State()
+def _starting_together(waiting: dict[Member, set[int]]) -> list[tuple[int, list[Member]]]:
+    """Groups of runs with the step that they start from: one group, unless no step is common to all."""
+    if not waiting:
+        return []
+    common = set.intersection(*waiting.values())
+    if common:
+        return [(max(common), list(waiting))]
+    latest = {member: max(steps) for member, steps in waiting.items()}
+    return [(step, [m for m in waiting if latest[m] == step]) for step in sorted(set(latest.values()))]
 
-    def begin(self) -> None:
-        """Writes the configuration and restores the last checkpoint, or initialises the weights."""
-        groups = param_groups(self.model)
-        self.writer.start(
-            {
-                "schema": SCHEMA_VERSION,
-                "id": self.config.id,
-                "disco": __version__,
-                "torch": torch.__version__,
-                "config": to_dict(self.config),
-                "parameters": sum(p.numel() for p in self.model.parameters()),
-                "groups": {group: layers for group, layers in groups.layers().items() if layers},
-            }
-        )
-        self.checkpoints.mkdir(exist_ok=True)
-        saved = checkpoint.load(self.checkpoints / checkpoint.LATEST)
-        if saved is not None:
-            self.writer.resume(saved["offset"])
-            self._restore(saved)
-            return
-        self.writer.resume(0)
-        parent = self._parent_checkpoint()
-        if parent is not None:
-            self._restore(parent)
-            return
-        generator = torch.Generator().manual_seed(self.config.seed)
-        init_(self.model, self.model.init_scales(), groups=groups, generator=generator)
 
-    def go(self, progress: Progress | None) -> Outcome:
+class _Cohort:
+    """Runs that are at the same step, and the program that trains them."""
+
+    def __init__(self, members: list[Member], step: int, streams: dict[int, TokenStream], end: End) -> None:
+        self.members = members
+        self.step = step
+        self.streams = streams
+        self.end = end
+        self.config = members[0].config
+        self.program = Program([member.config for member in members])
+        for index, member in enumerate(members):
+            saved = member.start(step)
+            if saved is None:
+                self.program.initialise(index)
+            else:
+                self.program.load(index, saved)
+        model = self.program.model
+        self.loss_fn: Any = torch.compile(model.loss) if self.config.compile else model.loss
+        self.valid = [torch.from_numpy(part) for part in streams[self.config.seed].valid_blocks()]
+        self.clock = time.monotonic()
+
+    def go(self, progress: Progress | None) -> None:
         """Trains to the horizon."""
-        config, state = self.config, self.state
-        started, saved_at = time.monotonic() - state.wall, time.monotonic()
+        config = self.config
         points = {point.step: point for point in evaluation_points(config)}
         first = config.branch_tokens // config.batch if config.parent else 0  # a branch records its own part only
-        kept = {tokens // config.batch for tokens in config.keep}
         last = config.horizon // config.batch
-        if state.step == 0 and first == 0:
+        every = min(member.config.checkpoint_seconds for member in self.members)
+        saved_at = self.clock
+        if self.step == 0 and first == 0:
             self._record(with_valid=True)
-        while state.step < last:
-            loss = self._step()
-            state.wall = time.monotonic() - started
-            if self._exploded(loss):
-                return self._diverged(f"training loss {loss:.4g}")
-            if state.step in points and state.step > first:
-                valid = self._record(with_valid=points[state.step].horizon)
-                if valid is not None and not math.isfinite(valid):
-                    return self._diverged(f"held-out loss {valid:.4g}")
-            if state.step in kept:
-                self._save(checkpoint.path_at(self.checkpoints, state.step * config.batch))
-            if state.step == last or time.monotonic() - saved_at >= config.checkpoint_seconds:
-                self._save(self.checkpoints / checkpoint.LATEST)
-                saved_at = time.monotonic()
-            if progress is not None:
+        while self.step < last and self.members:
+            diverged = self._step()
+            if self.step in points and self.step > first:
+                diverged |= self._record(with_valid=points[self.step].horizon)
+            for index, member in enumerate(self.members):
+                if member.keeps:
+                    member.save(self.program.state(index), keep=True)
+            if diverged or self.step == last or self.clock - saved_at >= every:
+                self._save()  # before a run ends: the others resume without it from here on
+                saved_at = self.clock
+            for member, reason in diverged.items():
+                self._end(member, Outcome.DIVERGED, reason)
+            if progress is not None and self.members:
                 self._report(progress)
-        self._finish(Outcome.FINISHED)
-        return Outcome.FINISHED
+        for member in self.members:
+            self._end(member, Outcome.FINISHED)
+
+    def _step(self) -> dict[Member, str]:
+        """One update of every run; returns those that diverged, which are out of the program."""
+        factor = learning_rate_factor(self.config, self.step)
+        self.program.set_rates(factor)
+        losses, diverged = self._losses()
+        if self.members:
+            self.program.optimizer.zero_grad()
+            losses.sum().backward()
+            self.program.optimizer.step()
+            self.step += 1
+            now = time.monotonic()
+            share, self.clock = (now - self.clock) / len(self.members), now
+            for member, loss in zip(self.members, losses.tolist(), strict=True):
+                member.count(loss, factor, share)
+            exploded = {m: f"training loss {m.state.losses[-1]:.4g}" for m in self.members if m.exploded}
+            diverged |= self._drop(exploded)
+        return diverged
+
+    def _losses(self) -> tuple[Tensor, dict[Member, str]]:
+        """Losses [R] before the update. Where that is not finite, the run has diverged and nothing in it changes."""
+        diverged: dict[Member, str] = {}
+        while True:
+            losses: Tensor = self.loss_fn(*self._batch())
+            values = zip(self.members, losses.tolist(), strict=True)
+            bad = {member: f"training loss {loss:.4g}" for member, loss in values if not math.isfinite(loss)}
+            diverged |= self._drop(bad)
+            if not bad or not self.members:
+                return losses, diverged
+
+    def _batch(self) -> list[Tensor]:
+        """Tokens and targets [R, B, T] of the next step; runs of one seed share them."""
+        seeds = [member.config.seed for member in self.members]
+        blocks = {seed: self.streams[seed].batch(self.step, self.config.batch) for seed in set(seeds)}
+        if len(blocks) == 1:
+            return [torch.from_numpy(part).expand(len(seeds), -1, -1) for part in blocks[seeds[0]]]
+        return [torch.from_numpy(np.stack(parts)) for parts in zip(*(blocks[seed] for seed in seeds), strict=True)]
+
+    def _record(self, with_valid: bool) -> dict[Member, str]:
+        """Appends the metrics of this step; returns the runs whose held-out loss is not finite, as ``_step`` does."""
+        valid = self._valid_losses() if with_valid else [None] * len(self.members)
+        norms = measure_each(self.program.optimizer)
+        for index, member in enumerate(self.members):
+            member.record(valid[index], self.program.rates(index), norms[index])
+        losses = zip(self.members, valid, strict=True)
+        return self._drop({m: f"held-out loss {v:.4g}" for m, v in losses if v is not None and not math.isfinite(v)})
+
+    @torch.no_grad()
+    def _valid_losses(self) -> list[float]:
+        tokens, targets = self.valid
+        runs = len(self.members)
+        rows = max(1, VALID_CHUNK // (runs * self.config.model.context))
+        totals = torch.zeros(runs, dtype=torch.float64)
+        for chunk, target in zip(tokens.split(rows), targets.split(rows), strict=True):
+            losses = self.program.model.loss(chunk.expand(runs, -1, -1), target.expand(runs, -1, -1))
+            totals += losses.double() * len(chunk)
+        return [float(total) for total in totals / len(tokens)]
+
+    def _drop(self, gone: dict[Member, str]) -> dict[Member, str]:
+        """Takes runs out of the program."""
+        if gone:
+            stay = [index for index, member in enumerate(self.members) if member not in gone]
+            self.members = [self.members[index] for index in stay]
+            if stay:
+                self.program.keep(stay)
+        return gone
 
     def _report(self, progress: Progress) -> None:
         try:
-            progress(self.state.step, self.state.step * self.config.batch)
+            progress(self.step, self.step * self.config.batch)
         except BaseException:  # told to stop: keep what was trained
-            self._save(self.checkpoints / checkpoint.LATEST)
+            self._save()
             raise
 
-    def _step(self) -> float:
-        """One update; returns the loss before it. Where that is not finite, nothing changes."""
-        config, state = self.config, self.state
-        factor = learning_rate_factor(config, state.step)
-        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = base * factor
-        tokens, targets = self._tensors(*self.stream.batch(state.step, config.batch))
-        self.optimizer.zero_grad()
-        loss = self.loss_fn(tokens, targets)
-        value = float(loss.item())
-        if not math.isfinite(value):
-            return value
-        loss.backward()
-        self.optimizer.step()
-        state.step += 1
-        state.path += config.optimizer.lr * factor
-        state.losses.append(value)
-        del state.losses[: -max(1, state.step // WINDOW)]
-        return value
+    def _save(self) -> None:
+        for index, member in enumerate(self.members):
+            member.save(self.program.state(index))
 
-    def _exploded(self, loss: float) -> bool:
-        threshold = self.config.divergence * math.log(self.config.data.vocab)
-        self.state.alarm = self.state.alarm + 1 if loss > threshold else 0
-        return not math.isfinite(loss) or self.state.alarm >= DIVERGED_STEPS
-
-    def _record(self, with_valid: bool) -> float | None:
-        """Appends the metrics of this step; returns the held-out loss, if it was asked for."""
-        state, config = self.state, self.config
-        line: dict[str, float] = {
-            Metric.STEP: state.step,
-            Metric.TOKENS: state.step * config.batch,
-            Metric.PATH: state.path,
-            Metric.TIME_WALL: round(state.wall, 3),
-        }
-        window = torch.tensor(state.losses, dtype=torch.float64)
-        if len(window):
-            line[Metric.LOSS_TRAIN] = float(window.mean())
-            line[Metric.LOSS_TRAIN_COUNT] = len(window)
-        if len(window) > 1:
-            line[Metric.LOSS_TRAIN_STD] = float(window.std())
-        valid = self._valid_loss() if with_valid else None
-        if valid is not None:
-            line[Metric.LOSS_VALID] = valid
-        line |= {lr_key(group["group"]): group["lr"] for group in self.optimizer.param_groups}
-        self.writer.append(line | self.probe.measure())
-        return valid
-
-    @torch.no_grad()
-    def _valid_loss(self) -> float:
-        tokens, targets = self.valid
-        rows = max(1, VALID_CHUNK // self.config.model.context)
-        total = 0.0
-        for chunk, target in zip(tokens.split(rows), targets.split(rows), strict=True):
-            total += float(self.model.loss(chunk, target)) * len(chunk)
-        return total / len(tokens)
-
-    def _tensors(self, *arrays: Any) -> list[Tensor]:
-        return [torch.from_numpy(array) for array in arrays]
-
-    # Checkpoints
-
-    def _save(self, path: Path) -> None:
-        state = self.state
-        checkpoint.save(
-            path,
-            {
-                "schema": SCHEMA_VERSION,
-                "offset": self.writer.offset,
-                "state": {**vars(state), "losses": torch.tensor(state.losses, dtype=torch.float64)},
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            },
-        )
-
-    def _restore(self, saved: dict[str, Any]) -> None:
-        self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.state = _State(**{**saved["state"], "losses": saved["state"]["losses"].tolist()})
-
-    def _parent_checkpoint(self) -> dict[str, Any] | None:
-        """Where a decay branch starts; None if it was not kept: the run then trains the constant part itself."""
-        config = self.config
-        if config.parent is None:
-            return None
-        folder = self.runs / config.parent / CHECKPOINTS
-        kept = checkpoint.load(checkpoint.path_at(folder, config.branch_tokens))
-        if kept is not None:
-            return kept
-        latest = checkpoint.load(folder / checkpoint.LATEST)
-        at_start = latest is not None and latest["state"]["step"] * config.batch == config.branch_tokens
-        return latest if at_start else None
-
-    def _diverged(self, what: str) -> Outcome:
-        self._finish(Outcome.DIVERGED, f"{what} at step {self.state.step}")
-        return Outcome.DIVERGED
-
-    def _finish(self, outcome: Outcome, reason: str = "") -> None:
-        state = self.state
-        self.writer.finish(
-            outcome,
-            reason,
-            step=state.step,
-            tokens=state.step * self.config.batch,
-            parent=self.config.parent,
-            wall=round(state.wall, 3),
-        )
+    def _end(self, member: Member, outcome: Outcome, reason: str = "") -> None:
+        member.finish(outcome, reason)
+        self.end(member, outcome)

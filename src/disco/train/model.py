@@ -5,7 +5,8 @@ Weights come from ``disco.init_``, not from here; ``Llama.init_scales`` says whi
 below were chosen by their speed on one CPU core; docs/log.md has the measurements.
 
 Shape letters: B sequences, T positions, N = B T tokens, D width, H heads (of queries, then keys, then values), K head
-size, P = K/2 rotated pairs, V vocabulary.
+size, P = K/2 rotated pairs, V vocabulary. Weights may have one more dimension in front, R runs of a cohort
+(``cohort.py``); then so have tokens, activations and losses.
 """
 
 from __future__ import annotations
@@ -17,20 +18,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from disco.train.config import ModelConfig, Placement
+from disco.train.kernels import cross_entropy, rms_norm, swiglu
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) over the last dimension, without parameters.
-
-    ``F.rms_norm`` on a CPU takes the mean of ``x.pow(2)``, whose derivative is slower than that of a sum of ``x * x``.
-    """
+    """x / sqrt(mean(x^2) + eps) over the last dimension, without parameters."""
 
     def __init__(self, eps: float) -> None:
         super().__init__()
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt((x * x).sum(-1, keepdim=True) / x.shape[-1] + self.eps)
+        return rms_norm(x, self.eps)
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}"
@@ -61,6 +60,29 @@ def rotate(x_BTHK: Tensor, rotation_TP2: Tensor) -> Tensor:
     return torch.view_as_real(turned_BTHP).flatten(-2).type_as(x_BTHK)
 
 
+class Linear(nn.Linear):
+    """A bias-free Linear whose weight may be one for each run of a cohort, [R, out, in]; then so is the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return product(x, self.weight)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T: of [N, in] and [out, in], or for each run of a cohort of [R, N, in] and [R, out, in]."""
+    return F.linear(x, weight) if weight.ndim == 2 else torch.bmm(x, weight.mT)
+
+
+class Embedding(nn.Embedding):
+    """A look-up whose table may be one for each run of a cohort, [R, V, D]; the tokens are [N], or [R, N]."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.weight.ndim == 2:
+            return F.embedding(tokens, self.weight)
+        runs, vocab, width = self.weight.shape
+        first = torch.arange(0, runs * vocab, vocab, device=tokens.device).unsqueeze(-1)
+        return F.embedding(tokens + first, self.weight.view(runs * vocab, width))
+
+
 class Attention(nn.Module):
     """Causal grouped-query attention with rotary positions."""
 
@@ -68,10 +90,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_size = config.heads, config.kv_heads or config.heads, config.head_size
         kv_width = self.kv_heads * config.head_size
-        self.wq = nn.Linear(config.width, config.width, bias=False)
-        self.wk = nn.Linear(config.width, kv_width, bias=False)
-        self.wv = nn.Linear(config.width, kv_width, bias=False)
-        self.wo = nn.Linear(config.width, config.width, bias=False)
+        self.wq = Linear(config.width, config.width, bias=False)
+        self.wk = Linear(config.width, kv_width, bias=False)
+        self.wv = Linear(config.width, kv_width, bias=False)
+        self.wo = Linear(config.width, config.width, bias=False)
         sites = norm_sites(config.placement)
         self.qkv_norm = _norm(config, "inner" in sites)
         self.qk_norm = _norm(config, "qk" in sites and "inner" not in sites)
@@ -85,26 +107,26 @@ class Attention(nn.Module):
             q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHK.transpose(1, 2),
             is_causal=True, enable_gqa=self.kv_heads != self.heads,
         )  # fmt: skip
-        y_ND: Tensor = self.wo(self.o_norm(o_BHTK.transpose(1, 2).reshape(len(x_ND), -1)))
+        y_ND: Tensor = self.wo(self.o_norm(o_BHTK.transpose(1, 2).reshape(x_ND.shape)))
         return y_ND
 
     def qkv(self, x_ND: Tensor) -> Tensor:
         """Queries, keys and values of all heads: one product, fewer and larger operations."""
-        return F.linear(x_ND, torch.cat((self.wq.weight, self.wk.weight, self.wv.weight)))
+        return product(x_ND, torch.cat((self.wq.weight, self.wk.weight, self.wv.weight), -2))
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer, arXiv:2002.05202): w2 norm(silu(w1 x) * w3 x)."""
+    """SwiGLU: w2 norm(silu(w1 x) * w3 x)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.w1 = nn.Linear(config.width, config.hidden, bias=False)
-        self.w2 = nn.Linear(config.hidden, config.width, bias=False)
-        self.w3 = nn.Linear(config.width, config.hidden, bias=False)
+        self.w1 = Linear(config.width, config.hidden, bias=False)
+        self.w2 = Linear(config.hidden, config.width, bias=False)
+        self.w3 = Linear(config.width, config.hidden, bias=False)
         self.norm = _norm(config, "inner" in norm_sites(config.placement))
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        y_ND: Tensor = self.w2(self.norm(F.silu(self.w1(x_ND)) * self.w3(x_ND)))
+        y_ND: Tensor = self.w2(self.norm(swiglu(self.w1(x_ND), self.w3(x_ND))))
         return y_ND
 
 
@@ -131,39 +153,36 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """Decoder with untied embeddings and no biases; parameter names are those of the published Llama.
-
-    A plain module: it works under ``torch.func.functional_call`` and ``vmap`` over stacked parameters.
-    """
+    """Decoder with untied embeddings and no biases; parameter names are those of the published Llama."""
 
     rotation: Tensor
 
     def __init__(self, config: ModelConfig, vocab: int) -> None:
         super().__init__()
         self.config = config
-        self.tok_embeddings = nn.Embedding(vocab, config.width)
+        self.tok_embeddings = Embedding(vocab, config.width)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = _norm(config, "output" in norm_sites(config.placement))
-        self.output = nn.Linear(config.width, vocab, bias=False)
+        self.output = Linear(config.width, vocab, bias=False)
         self.register_buffer(
             "rotation", rotations(config.context, config.head_size, config.rope_theta), persistent=False
         )
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of the next token at each position; T is at most the context."""
-        positions = tokens_BT.shape[1]
+        positions = tokens_BT.shape[-1]
         if positions > self.config.context:
             raise ValueError(f"{positions} positions do not fit the model's context of {self.config.context}")
         rotation_TP2 = self.rotation[:positions]
-        x_ND = self.tok_embeddings(tokens_BT.flatten())  # two dimensions: a Linear is then one matrix product
+        x_ND = self.tok_embeddings(tokens_BT.flatten(-2))  # two dimensions: a Linear is then one matrix product
         for layer in self.layers:
             x_ND = layer(x_ND, rotation_TP2)
         logits_NV: Tensor = self.output(self.norm(x_ND))
-        return logits_NV.unflatten(0, tokens_BT.shape)
+        return logits_NV.unflatten(-2, tokens_BT.shape[-2:])
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean cross entropy in nats, in fp32."""
-        return F.cross_entropy(self(tokens_BT).flatten(0, 1).float(), targets_BT.flatten())
+        return cross_entropy(self(tokens_BT).flatten(-3, -2), targets_BT.flatten(-2))
 
     def init_scales(self) -> dict[str, float]:
         """Parameter name -> factor on its initial norm; names not listed have 1.
