@@ -38,7 +38,7 @@ from disco.polar import EPS
 Layout = Literal["out_in", "in_out"]
 
 LARGE = 2**16
-"""Elements from which a CPU gains nothing from computing several matrices as one batch."""
+"""Elements of a matrix from which a CPU gains nothing from computing several as one batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,8 @@ class OperatorNorm(abc.ABC):
             batches.setdefault((gradient.shape, gradient.dtype), []).append(index)
         result = list(gradients)
         for (shape, _), indices in batches.items():
-            if len(indices) == 1 or (shape.numel() > LARGE and gradients[0].device.type == "cpu"):
+            large = shape[self.batch_dims :].numel() > LARGE
+            if len(indices) == 1 or (large and gradients[0].device.type == "cpu"):
                 for index in indices:
                     result[index] = self.lmo(gradients[index])
                 continue

@@ -62,9 +62,7 @@ class Program:
         """Model of one run, through which weights come and go."""
         self.model = Llama(model, vocab)
         for name, param in list(self.model.named_parameters()):
-            path, _, last = name.rpartition(".")
-            stacked = nn.Parameter(param.new_zeros(len(configs), *param.shape))
-            setattr(self.model.get_submodule(path), last, stacked)
+            _replace(self.model, name, nn.Parameter(param.new_zeros(len(configs), *param.shape)))
         params = dict(self.model.named_parameters())
         groups = []
         for same in zip(*(optimizer_groups(self._one, config.optimizer) for config in configs), strict=True):
@@ -102,13 +100,16 @@ class Program:
         """Goes on with these runs only, in this order."""
         self.configs = [self.configs[run] for run in runs]
         index = torch.tensor(runs, device=self.model.rotation.device)
-        for _, stacked in self._pairs():
-            state = self.optimizer.state[stacked]
-            for key, value in state.items():
-                if value.ndim == stacked.ndim:
-                    state[key] = value[index]
-            stacked.grad = None
-            stacked.data = stacked.data[index]
+        kept: dict[Tensor, nn.Parameter] = {}
+        for name, old in list(self.model.named_parameters()):
+            kept[old] = nn.Parameter(old.detach()[index])
+            _replace(self.model, name, kept[old])
+            state = self.optimizer.state.pop(old)
+            self.optimizer.state[kept[old]] = {
+                key: value[index] if value.ndim == old.ndim else value for key, value in state.items()
+            }
+        for group in self.optimizer.param_groups:
+            group["params"] = [kept[old] for old in group["params"]]
         for group in self.optimizer.param_groups:
             group |= {key: _taken(group[key], index) for key in VARIED}
         self._rates = [_taken(rate, index) for rate in self._rates]
@@ -135,6 +136,11 @@ class Program:
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
         """(parameter of one run, of all runs)."""
         return list(zip(self._one.parameters(), self.model.parameters(), strict=True))
+
+
+def _replace(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    path, _, last = name.rpartition(".")
+    setattr(model.get_submodule(path), last, parameter)
 
 
 def _merged(values: Sequence[Any]) -> Any:
