@@ -23,19 +23,11 @@ from disco.runs.table import columns
 from disco.runs.units import duration, short
 from disco.runs.writer import write_json
 from disco.sweep.engines.local import Result, run_study
+from disco.sweep.forecast import Forecast, forecast
 from disco.sweep.progress import display
 from disco.sweep.record import outcome
-from disco.sweep.study import Study, build_study, check_data, new_tokens, rows
-from disco.train.calibrate import tokens_per_second
-from disco.train.config import TrainConfig
+from disco.sweep.study import Study, build_study, check_data, rows
 from disco.train.data import prepare
-
-OVERHEAD = 1.3
-"""Time of a sweep over that of its training steps alone: evaluations, norms, checkpoints, and cores without work at the
-end. Measured on the whole demo on two cores: 504 s over 390 s."""
-
-START_SECONDS = 6.0
-"""Start of the workers, fit and page."""
 
 
 def run(
@@ -68,11 +60,11 @@ def run(
     study = load(quick, seed, data, out)
     check_data(study, out / DATA)
     left = [config for config in study.runs if outcome(config, out) is None]
-    seconds = expected_seconds(left, out, workers)
+    expected = forecast(left, out, out / DATA, workers)
     if as_json:
-        _event("plan", runs=len(study.runs), left=len(left), tokens=study.tokens, seconds=seconds)
+        _event("plan", **dataclasses.asdict(expected) | {"runs": len(study.runs), "left": len(left)})
     else:
-        _announce(study, left, out, workers, seconds)
+        _announce(study, expected, out, workers)
     result = run_study(study, out, workers=workers, show=display(as_json))
     if result.signal is not None:
         if as_json:
@@ -100,14 +92,14 @@ def _event(name: str, **fields: Any) -> None:
     print(json.dumps({"event": name, **fields}), flush=True)
 
 
-def _announce(study: Study, left: Sequence[TrainConfig], out: Path, workers: int, seconds: float) -> None:
+def _announce(study: Study, expected: Forecast, out: Path, workers: int) -> None:
     print("Which learning rate and batch size? A sweep of tiny models on English text.\n")
     for row in rows(study):
         print("  {model}, batch {batch}, learning rates {learning rates}, to {horizon} tokens".format(**row))
-    done = len(study.runs) - len(left)
+    done = len(study.runs) - expected.runs
     print(
-        f"\n  {len(study.runs)} runs{f' ({done} already done)' if done else ''}, {short(study.tokens)} tokens, "
-        f"{workers} processes; expected: {duration(seconds)}"
+        f"\n  {len(study.runs)} runs{f' ({done} already done)' if done else ''} in {expected.cohorts} cohorts, "
+        f"{short(study.tokens)} tokens, {workers} processes; expected: {duration(expected.seconds)}"
     )
     print(f"  records in {out}; stop with Ctrl-C, the same command continues\n", flush=True)
 
@@ -118,15 +110,6 @@ def load(quick: bool, seed: int, data: Sequence[str], out: Path) -> Study:
     table = tomllib.loads(text)
     table["base"]["seed"] = seed
     return build_study(table, partial(prepare, cache=out / DATA, source=data))
-
-
-def expected_seconds(left: Sequence[TrainConfig], out: Path, workers: int) -> float:
-    """Time that runs take, from a few steps of each kind of them, their data prepared in ``out``."""
-    kinds = {(config.model, config.batch): config for config in left}
-    speeds = tokens_per_second(list(kinds.values()), out / DATA, workers) if kinds else ()
-    speed = dict(zip(kinds, speeds, strict=True))
-    work = sum(new_tokens(config) / speed[config.model, config.batch] for config in left)
-    return START_SECONDS + OVERHEAD * work / workers
 
 
 def _show(fit: StudyFit, next_plan: Plan) -> None:

@@ -19,9 +19,9 @@ from disco.runs.horizons import window
 from disco.runs.reader import Run, read_run
 from disco.runs.schema import Outcome, deterministic
 from disco.train.calibrate import tokens_per_second
+from disco.train.cohort import build_optimizer
 from disco.train.config import GROUPS, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from disco.train.data import prepare
-from disco.train.cohort import build_optimizer
 from disco.train.loop import train
 from disco.train.model import Llama
 
@@ -266,7 +266,7 @@ def test_calibration_says_why_it_failed(text: str, tmp_path: Path) -> None:
     long = small(text, batch=2**20, horizon=2**20)
     prepared = replace(long, data=prepare(long.data, tmp_path))
     with pytest.raises(UserError, match=r"speed failed \(exit code 1\): .*UserError: step 0 of 1,048,576 tokens ends"):
-        tokens_per_second([prepared], tmp_path, workers=1)
+        tokens_per_second([[prepared]], tmp_path, workers=1)
 
 
 @pytest.mark.parametrize("kept", [True, False])

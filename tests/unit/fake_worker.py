@@ -1,7 +1,7 @@
-"""A worker whose training is a record of two lines, or the trouble that the run's seed asks for. No torch.
+"""A worker whose training is a record of two lines, or the trouble that a run's seed asks for. No torch.
 
 seed 0: finishes   1: raises   2: is killed in its first two attempts   3: is always killed   4: diverges at half
-5: waits until told to stop   6: the worker cannot start
+5: waits until told to stop   6: the worker cannot start   7: cannot start, and says so
 """
 
 import os
@@ -10,14 +10,21 @@ import sys
 import time
 from pathlib import Path
 
+from disco.errors import UserError
 from disco.runs.lock import LOCK, locked
 from disco.runs.schema import SCHEMA_VERSION, Outcome
 from disco.runs.writer import RunWriter
-from disco.sweep.worker import Progress, serve
+from disco.sweep.worker import Ended, Progress, serve
 from disco.train.config import TrainConfig, to_dict
 
 
-def train(config: TrainConfig, runs: Path, progress: Progress) -> Outcome:
+def train(configs: list[TrainConfig], runs: Path, progress: Progress, ended: Ended) -> None:
+    (runs / "cohorts.log").open("a").write(" ".join(config.id for config in configs) + "\n")
+    for config in configs:
+        ended(config.id, train_one(config, runs, progress))
+
+
+def train_one(config: TrainConfig, runs: Path, progress: Progress) -> Outcome | UserError:
     folder = runs / config.id
     with locked(folder / LOCK, wait=5.0), RunWriter(folder) as writer:
         writer.start(
@@ -29,6 +36,8 @@ def train(config: TrainConfig, runs: Path, progress: Progress) -> Outcome:
         writer.append({"step": 0, "tokens": 0})
         if config.seed == 1:
             raise ValueError("the loss has the wrong shape\nand more")
+        if config.seed == 7:
+            return UserError("its checkpoint is damaged")
         if config.seed == 3 or (config.seed == 2 and attempts <= 2):
             os.kill(os.getpid(), signal.SIGKILL)
         while config.seed == 5:

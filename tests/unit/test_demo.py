@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from records import config, write
 from disco import demo
 from disco.runs.schema import METRICS
 from disco.sweep.engines.local import Result
+from disco.sweep.forecast import OVERHEAD, START_SECONDS, forecast
 from disco.sweep.study import Study
 from disco.train.config import TrainConfig
 
@@ -28,12 +30,12 @@ def record(out: Path, run: TrainConfig) -> None:
 
 @pytest.fixture
 def calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids of runs whose speed was asked for, in a demo of seven runs whose sweep finishes what is left."""
+    """The ids of runs whose cohorts' speed was asked for, in a demo of seven runs whose sweep finishes what is left."""
     asked: list[str] = []
 
-    def speeds(configs: Sequence[TrainConfig], *_: Any) -> list[float]:
-        asked.extend(each.id for each in configs)
-        return [2.0**14] * len(configs)
+    def speeds(cohorts: Sequence[Sequence[TrainConfig]], *_: Any) -> list[float]:
+        asked.extend(cohort[0].id for cohort in cohorts)
+        return [2.0**14] * len(cohorts)
 
     def sweep(study: Study, out: Path, **_: Any) -> Result:
         for run in study.runs:
@@ -43,7 +45,7 @@ def calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(demo, "load", lambda quick, seed, data, out: Study("demo", tuple(grid(seed))))
     monkeypatch.setattr(demo, "check_data", lambda study, cache: None)
-    monkeypatch.setattr(demo, "tokens_per_second", speeds)
+    monkeypatch.setattr(demo, "forecast", partial(forecast, speeds=speeds))
     monkeypatch.setattr(demo, "run_study", sweep)
     return asked
 
@@ -56,11 +58,11 @@ def test_only_what_is_left_is_expected(
     assert demo.run(out=tmp_path, workers=1, as_json=True) == 0
     plan = json.loads(capsys.readouterr().out.splitlines()[0])
     assert (plan["runs"], plan["left"], len(calibrated)) == (7, 3, 1)  # runs of one kind are asked for once
-    assert plan["seconds"] == pytest.approx(demo.START_SECONDS + demo.OVERHEAD * 3)  # a second of steps each
+    assert plan["seconds"] == pytest.approx(START_SECONDS + OVERHEAD * 3)  # a second of steps each
     calibrated.clear()
     assert demo.run(out=tmp_path, workers=1) == 0
     assert calibrated == []
-    assert "7 runs (7 already done), 115k tokens, 1 processes; expected: 6s" in capsys.readouterr().out
+    assert "7 runs (7 already done) in 0 cohorts, 115k tokens, 1 processes; expected: 4s" in capsys.readouterr().out
 
 
 def test_other_studies_in_the_folder_are_not_fitted(

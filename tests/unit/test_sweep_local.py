@@ -21,7 +21,7 @@ from disco.runs.reader import read_run, read_runs
 from disco.runs.schema import DATA, Outcome
 from disco.sweep.engines.local import Result, run_study
 from disco.sweep.progress import Bar, JsonLines, Lines, Snapshot
-from disco.sweep.record import LOG, outcome, read_plan
+from disco.sweep.record import LOG, outcome, read_cohorts, read_plan
 from disco.sweep.study import Study, build_study
 from disco.train.data import prepare
 
@@ -89,6 +89,39 @@ def test_trouble_in_one_run_leaves_the_others_alone(tmp_path: Path, text: Path) 
     assert "ValueError: the loss has the wrong shape\nand more" in (out / LOG).read_text()
     run(plan, out)
     assert [len(attempts(out, ids[seed])) for seed in range(5)] == [1, 2, 3, 6, 1], "failed runs are tried again"
+
+
+def test_a_cohort_that_fails_is_taken_apart_down_to_the_run_that_is_the_reason(tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "out"
+    plan = study(out, text, seed=[0, 1, 3, 7], lr=[0.1, 0.2, 0.3, 0.4])
+    result = run(plan, out, workers=1)
+    assert result.finished == 4
+    reasons = {config.id: config.seed for config in plan.configs}
+    failed = {0: "", 1: "ValueError: the loss", 3: "its worker died 3 times", 7: "UserError: its checkpoint is damaged"}
+    assert result.failed.keys() == {run for run, seed in reasons.items() if seed}
+    assert all(reason.startswith(failed[reasons[run]]) for run, reason in result.failed.items())
+    first, *rest = [line.split() for line in (out / "cohorts.log").read_text().splitlines()]
+    assert len(first) == 8  # 16 runs, two cohorts for each worker
+    assert max(map(len, rest)) <= 8
+    assert all(len(attempts(out, config.id)) == 1 for config in plan.configs if config.seed in (0, 7))
+
+
+def test_an_interrupted_cohort_stays_together_and_new_runs_form_others(tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "out"
+    plan = study(out, text, seed=[0, 1], lr=[0.1, 0.2, 0.3, 0.4])  # seed 1 fails: left to do
+    run(plan, out, workers=1)
+    before = {frozenset(cohort) for cohort in read_cohorts(out, plan.configs)}
+    (out / "cohorts.log").unlink()
+    wider = study(out, text, seed=[0, 1], lr=[0.1, 0.2, 0.3, 0.4, 0.5])
+    run(wider, out, workers=1)
+    again = [frozenset(line.split()) for line in (out / "cohorts.log").read_text().splitlines()]
+    old, new = {config.id for config in plan.configs}, {config.id for config in wider.configs}
+    failed = {frozenset(c.id for c in plan.configs if c.id in cohort and c.seed == 1) for cohort in before} - {
+        frozenset()
+    }
+    assert failed <= set(again)
+    assert all(cohort <= old or not cohort & old for cohort in again)
+    assert frozenset(new - old) == frozenset().union(*again) - old
 
 
 def test_a_longer_horizon_goes_on_and_a_shorter_one_is_done(tmp_path: Path, text: Path) -> None:

@@ -1,6 +1,7 @@
 """What a sweep keeps beside its runs: the plan, and the records of runs that failed or were pruned. No torch.
 
 <out>/study.json   {"schema", "name", "runs": [config, ...]}, rewritten when the study is started again
+<out>/cohorts.json {"schema", "cohorts": [{"horizon", "runs": [id, ...]}, ...]}: what trains together
 <out>/lock         held while the sweep runs
 <out>/workers.log  what the workers print: warnings, tracebacks
 """
@@ -8,6 +9,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from disco.sweep.study import Study
 from disco.train.config import TrainConfig, from_dict, to_dict
 
 STUDY = "study.json"
+COHORTS = "cohorts.json"
 LOG = "workers.log"
 
 
@@ -46,6 +49,26 @@ def read_plan(out: Path) -> Study:
         raise UserError(f"{path} is damaged: {error}") from None
     from_start = tuple(config for config in configs if config.parent is None)
     return Study(name, from_start, tuple(config for config in configs if config.parent is not None))
+
+
+def write_cohorts(out: Path, cohorts: Sequence[Sequence[TrainConfig]]) -> None:
+    """Writes which runs train together, before they do."""
+    content = [{"horizon": cohort[0].horizon, "runs": [config.id for config in cohort]} for cohort in cohorts]
+    write_json(out / COHORTS, {"schema": SCHEMA_VERSION, "cohorts": content})
+
+
+def read_cohorts(out: Path, runs: Sequence[TrainConfig]) -> list[list[str]]:
+    """The cohorts that runs were in when they were interrupted on the way to the horizon that they have now.
+
+    A file that cannot be read is as none: the runs are grouped anew.
+    """
+    horizons = {config.id: config.horizon for config in runs}
+    try:
+        cohorts = json.loads((out / COHORTS).read_bytes())["cohorts"]
+        found = [[run for run in c["runs"] if horizons.get(run) == c["horizon"]] for c in cohorts]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [ids for ids in found if ids]
 
 
 def outcome(config: TrainConfig, runs: Path) -> Outcome | None:

@@ -1,8 +1,10 @@
 """One training process of a local sweep: ``python -m disco.sweep.worker``.
 
-It takes runs, one at a time, as JSON lines on stdin, {"config": ..., "runs": folder}, and answers with JSON lines on
-stdout: {"event": "ready" | "progress" | "ended" | "failed" | "stopped", ...}. {"stop": true} makes it leave the run
-it is at, with a checkpoint. The end of stdin means that the parent is gone, whatever killed it: exit at once.
+It takes cohorts of runs, one at a time, as JSON lines on stdin, {"configs": [...], "runs": folder}, and answers with
+JSON lines on stdout, {"event": ...}: "ready"; "progress" (step, tokens of each run); of one run "ended" (run, outcome)
+or "failed" (run, reason); at the end of a cohort "done", or "broken" (reason) or "stopped". {"stop": true} makes it
+leave the cohort that it is at, with checkpoints. The end of stdin means that the parent is gone, whatever killed it:
+exit at once.
 """
 
 from __future__ import annotations
@@ -19,17 +21,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from disco.errors import UserError
 from disco.runs.schema import Outcome
 from disco.train.config import TrainConfig, from_dict
 
 Progress = Callable[[int, int], None]
-Train = Callable[[TrainConfig, Path, Progress], Outcome]
+Ended = Callable[[str, Outcome | UserError], None]
+Train = Callable[[list[TrainConfig], Path, Progress, Ended], object]
 
 REPORT_SECONDS = 0.5
 
 
 class StoppedError(Exception):
-    """Raised through the training loop's progress callback: leave the run, checkpointed."""
+    """Raised through the training loop's progress callback: leave the runs, checkpointed."""
 
 
 class _Inbox:
@@ -51,7 +55,7 @@ class _Inbox:
         os._exit(0)
 
     def next(self) -> dict[str, Any] | None:
-        """The next run; None once told to stop."""
+        """The next cohort; None once told to stop."""
         message = self._messages.get()
         return None if self.stop.is_set() else message
 
@@ -60,7 +64,8 @@ def serve(train: Train, commands: BinaryIO, replies: BinaryIO) -> None:
     """Trains what ``commands`` asks for until told to stop.
 
     Args:
-        train: trains one run in a folder of runs, calls back with (step, tokens) after every step, returns its outcome.
+        train: trains runs in a folder of runs, calls back with (step, tokens) after every step, and with each run's
+            outcome.
         commands: the stdin of the protocol above.
         replies: its stdout, unbuffered.
     """
@@ -72,21 +77,30 @@ def serve(train: Train, commands: BinaryIO, replies: BinaryIO) -> None:
         except BrokenPipeError:
             os._exit(0)  # the parent is gone
 
+    def ended(run: str, result: Outcome | UserError) -> None:
+        if isinstance(result, UserError):
+            reply("failed", run=run, reason=_line(result))
+        else:
+            reply("ended", run=run, outcome=str(result))
+
     inbox = _Inbox(commands)
     reply("ready")
     while message := inbox.next():
         try:
-            config: TrainConfig = from_dict(TrainConfig, message["config"])
-            outcome = train(config, Path(message["runs"]), _reporter(reply, inbox.stop))
-            reply("ended", outcome=str(outcome))
+            configs: list[TrainConfig] = [from_dict(TrainConfig, config) for config in message["configs"]]
+            train(configs, Path(message["runs"]), _reporter(reply, inbox.stop), ended)
+            reply("done")
         except StoppedError:
             break
         except Exception as error:  # one bad run must not end the sweep: it is recorded as failed
             traceback.print_exc()
-            reply(
-                "failed", reason=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-            )
+            reply("broken", reason=_line(error))
     reply("stopped")
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error, with its type."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
 
 
 def _reporter(reply: Callable[..., None], stop: threading.Event) -> Progress:
@@ -112,10 +126,10 @@ def main() -> None:
 
     import torch
 
-    from disco.train.loop import train
+    from disco.train.loop import train_cohort
 
     torch.set_num_threads(1)
-    serve(train, sys.stdin.buffer, replies)
+    serve(train_cohort, sys.stdin.buffer, replies)
 
 
 if __name__ == "__main__":

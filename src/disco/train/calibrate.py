@@ -1,4 +1,4 @@
-"""How fast runs would train on this machine with all its workers busy: ``python -m disco.train.calibrate``.
+"""How fast cohorts would train on this machine with all its workers busy: ``python -m disco.train.calibrate``.
 
 Cores that share caches, or are threads of one core, slow each other, so the measurement loads them as a sweep does.
 """
@@ -18,14 +18,23 @@ from disco.errors import UserError
 from disco.train.config import TrainConfig, from_dict, to_dict
 
 SECONDS = 0.5
-"""How long each kind of run is measured, after two steps of warm-up."""
+"""How long each cohort is measured, after two steps of warm-up."""
+
+ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592"
+"""Memory of activations stays with the process, in huge pages, instead of being mapped anew in every step."""
 
 
-def tokens_per_second(configs: Sequence[TrainConfig], cache: Path, workers: int) -> list[float]:
-    """Tokens per second that one of ``workers`` processes trains on, for each configuration.
+def environment() -> dict[str, str]:
+    """Variables of a process that trains: one thread, and memory that it keeps; what the user has set stays."""
+    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return {"GLIBC_TUNABLES": ALLOCATOR} | dict(os.environ) | one
+
+
+def tokens_per_second(cohorts: Sequence[Sequence[TrainConfig]], cache: Path, workers: int) -> list[float]:
+    """Tokens per second, of all its runs together, that one of ``workers`` processes trains each cohort at.
 
     Args:
-        configs: runs, their data prepared.
+        cohorts: runs that train together, their data prepared.
         cache: where their tokens are.
         workers: processes, of one thread each, that do the same at the same time.
 
@@ -33,11 +42,10 @@ def tokens_per_second(configs: Sequence[TrainConfig], cache: Path, workers: int)
         UserError: a process failed, for example because the data are too short for a batch; with its last line.
     """
     command = [sys.executable, "-m", "disco.train.calibrate", str(cache)]
-    environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    request = json.dumps([to_dict(config) for config in configs])
+    request = json.dumps([[to_dict(config) for config in cohort] for cohort in cohorts])
 
     def ask(worker: int) -> list[float]:
-        done = subprocess.run(command, input=request, capture_output=True, text=True, env=environment)
+        done = subprocess.run(command, input=request, capture_output=True, text=True, env=environment())
         if done.returncode:
             why = (done.stderr.strip().splitlines() or [""])[-1]
             raise UserError(f"the test of this machine's speed failed (exit code {done.returncode}): {why}")
@@ -49,24 +57,24 @@ def tokens_per_second(configs: Sequence[TrainConfig], cache: Path, workers: int)
     return [sum(speeds) / workers for speeds in zip(*answers, strict=True)]
 
 
-def _measure(config: TrainConfig, cache: Path) -> float:
+def _measure(configs: list[TrainConfig], cache: Path) -> float:
     import torch
 
-    from disco.groups import init_
-    from disco.train.cohort import build_optimizer
+    from disco.train.cohort import Program
     from disco.train.data import TokenStream
-    from disco.train.model import Llama
 
-    stream = TokenStream(config.data, cache, context=config.model.context, seed=config.seed)
-    model = Llama(config.model, config.data.vocab)
-    init_(model, model.init_scales())
-    optimizer = build_optimizer(model, config.optimizer)
-    tokens, targets = map(torch.from_numpy, stream.batch(0, config.batch))
+    first = configs[0]
+    stream = TokenStream(first.data, cache, context=first.model.context, seed=first.seed)
+    program = Program(configs)
+    for run in range(len(configs)):
+        program.initialise(run)
+    tokens, targets = (torch.from_numpy(part).expand(len(configs), -1, -1) for part in stream.batch(0, first.batch))
 
     def step() -> None:
-        optimizer.zero_grad()
-        model.loss(tokens, targets).backward()
-        optimizer.step()
+        program.set_rates(1.0)
+        program.optimizer.zero_grad()
+        program.model.loss(tokens, targets).sum().backward()
+        program.optimizer.step()
 
     step()
     step()
@@ -74,8 +82,9 @@ def _measure(config: TrainConfig, cache: Path) -> float:
     while (passed := time.perf_counter() - started) < SECONDS:
         step()
         steps += 1
-    return steps * config.batch / passed
+    return steps * first.batch * len(configs) / passed
 
 
 if __name__ == "__main__":
-    print(json.dumps([_measure(from_dict(TrainConfig, item), Path(sys.argv[1])) for item in json.load(sys.stdin)]))
+    asked = [[from_dict(TrainConfig, config) for config in cohort] for cohort in json.load(sys.stdin)]
+    print(json.dumps([_measure(cohort, Path(sys.argv[1])) for cohort in asked]))

@@ -1,4 +1,4 @@
-"""Trains the runs of a study on this machine: one process with one thread per core, each taking a run at a time.
+"""Trains the runs of a study on this machine: one process with one thread per core, each taking a cohort at a time.
 
 The state of a sweep is in its run records alone, so that it can be killed anywhere and started again. No torch here:
 only the workers import it, once each.
@@ -23,14 +23,25 @@ from typing import IO, Any
 from disco.errors import UserError
 from disco.runs.lock import LOCK, locked
 from disco.runs.schema import DATA, Outcome
+from disco.sweep.cohorts import group, memory_to_use
+from disco.sweep.engines._jobs import Job, Pace, Run
 from disco.sweep.progress import Display, Snapshot, display
-from disco.sweep.record import LOG, outcome, record_end, tokens_reached, write_plan
-from disco.sweep.study import Study, check_data, new_tokens
-from disco.train.config import TrainConfig, to_dict
+from disco.sweep.record import (
+    LOG,
+    outcome,
+    read_cohorts,
+    record_end,
+    tokens_reached,
+    write_cohorts,
+    write_plan,
+)
+from disco.sweep.study import Study, check_data
+from disco.train.calibrate import environment
+from disco.train.config import to_dict
 
 WORKER = (sys.executable, "-m", "disco.sweep.worker")
 DEATHS = 3
-"""Deaths of workers in the same run after which it is given up."""
+"""Deaths of workers in the same job after which it is tried in halves; a single run is then given up."""
 STARTS = 10
 """Workers in a row that may die before they are ready; then something is wrong with all of them."""
 STOP_SECONDS = 60.0
@@ -78,8 +89,8 @@ def run_study(
     with locked(out / LOCK, wait=1.0):  # `disco sweep status` tries the lock for an instant
         write_plan(study, out)
         with _signals() as received, show or display() as shown:
-            sweep = _Sweep(study, out, shown, tuple(command))
-            return sweep.run(workers or len(os.sched_getaffinity(0)), received)
+            workers = workers or len(os.sched_getaffinity(0))
+            return _Sweep(study, out, workers, shown, tuple(command)).run(received)
 
 
 @contextmanager
@@ -99,45 +110,20 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-@dataclass
-class _Job:
-    """A run and where it stands."""
-
-    config: TrainConfig
-    outcome: Outcome | None
-    reached: int = 0
-    """Tokens at the end of its record, once it has ended."""
-    reason: str = ""
-    deaths: int = 0
-    running: bool = False
-    tokens: int = 0
-    """Tokens trained on, of those that are the run's own."""
-
-    @property
-    def total(self) -> int:
-        return new_tokens(self.config)
-
-    @property
-    def kind(self) -> tuple[int, int, int]:
-        """Runs alike in this take about the same time per token."""
-        return self.config.model.width, self.config.model.depth, self.config.batch
-
-
 class _Worker:
-    """A worker process, the run that it is at, and what it said."""
+    """A worker process, the job that it is at, and what it said."""
 
     def __init__(self, command: tuple[str, ...], log: IO[bytes]) -> None:
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=os.environ | threads, bufsize=0
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment(), bufsize=0
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.inbox, self.outbox = self.process.stdin, self.process.stdout
-        self.job: _Job | None = None
+        self.job: Job | None = None
         self.ready = False
         self.heard = (0.0, 0)
-        """Time and tokens of the run's last message."""
+        """Time of the job's last message, and how far its runs were."""
         self._rest = b""
 
     def send(self, **message: Any) -> None:
@@ -165,26 +151,31 @@ class _Worker:
 
 
 class _Sweep:
-    def __init__(self, study: Study, out: Path, shown: Display, command: tuple[str, ...]) -> None:
-        self.out, self.shown, self.command = out, shown, command
-        self.jobs = {config.id: _Job(config, outcome(config, out)) for config in study.runs}
-        for job in self.jobs.values():
-            if job.outcome:
-                job.tokens, job.reached = job.total, tokens_reached(job.config, out)
+    def __init__(self, study: Study, out: Path, workers: int, shown: Display, command: tuple[str, ...]) -> None:
+        self.out, self.most, self.shown, self.command = out, workers, shown, command
+        self.runs = {config.id: Run(config, outcome(config, out)) for config in study.runs}
+        for run in self.runs.values():
+            if run.outcome:
+                run.tokens, run.reached = run.total, tokens_reached(run.config, out)
+        left = [run.config for run in self.runs.values() if run.outcome is None]
+        cohorts = group(
+            left, lambda config: tokens_reached(config, out), read_cohorts(out, left), workers, memory_to_use()
+        )
+        self.jobs = [Job([self.runs[config.id] for config in cohort]) for cohort in cohorts]
+        self._write_cohorts()
         self.workers: list[_Worker] = []
         self.selector = selectors.DefaultSelector()
         self.failed_starts = 0
         self.stopping = False
-        self.pace: dict[tuple[int, int, int], tuple[float, float]] = {}
-        """Seconds and tokens of training so far, by kind of run."""
+        self.pace = Pace()
 
-    def run(self, workers: int, received: list[int]) -> Result:
-        """Keeps ``workers`` processes busy until every run has ended or a signal is received."""
+    def run(self, received: list[int]) -> Result:
+        """Keeps all workers busy until every run has ended or a signal is received."""
         with (self.out / LOG).open("ab") as log:
             try:
                 while not received and self._unfinished():
                     self._give_up_branches()
-                    self._assign(workers, log)
+                    self._assign(log)
                     self._listen()
                     self.shown.update(self._snapshot())
                 if received:
@@ -196,39 +187,39 @@ class _Sweep:
         self.shown.update(self._snapshot())
         return self._result(received)
 
-    def _unfinished(self) -> list[_Job]:
-        return [job for job in self.jobs.values() if job.outcome is None]
+    def _unfinished(self) -> list[Run]:
+        return [run for run in self.runs.values() if run.outcome is None]
 
-    def _ready(self) -> list[_Job]:
-        """Runs that could start now, in order."""
-        return [job for job in self._unfinished() if not job.running and not self._waits(job)]
+    def _ready(self) -> list[Job]:
+        """Jobs that could start now, in order."""
+        return [job for job in self.jobs if job.left and not job.running and not any(map(self._waits, job.left))]
 
-    def _waits(self, job: _Job) -> bool:
+    def _waits(self, run: Run) -> bool:
         """Whether a branch has a parent that has not ended."""
-        parent = self.jobs.get(job.config.parent or "")
+        parent = self.runs.get(run.config.parent or "")
         return parent is not None and parent.outcome is None
 
     def _give_up_branches(self) -> None:
         """Ends the branches whose parent ended before their beginning: pruned if it diverged, which is a result."""
-        for job in self._unfinished():
-            parent = self.jobs.get(job.config.parent or "")
-            if parent is not None and parent.outcome and parent.reached < job.config.branch_tokens:
+        for run in self._unfinished():
+            parent = self.runs.get(run.config.parent or "")
+            if parent is not None and parent.outcome and parent.reached < run.config.branch_tokens:
                 ended = Outcome.PRUNED if parent.outcome == Outcome.DIVERGED else Outcome.FAILED
-                reason = f"parent {job.config.parent} {parent.outcome} before {job.config.branch_tokens} tokens"
-                self._give_up(job, ended, reason, parent_outcome=str(parent.outcome))
+                reason = f"parent {run.config.parent} {parent.outcome} before {run.config.branch_tokens} tokens"
+                self._give_up(run, ended, reason, parent_outcome=str(parent.outcome))
 
-    def _assign(self, workers: int, log: IO[bytes]) -> None:
-        """Starts as many workers as there is work for, and gives the idle ones their next run."""
+    def _assign(self, log: IO[bytes]) -> None:
+        """Starts as many workers as there is work for, and gives the idle ones their next job."""
         ready = self._ready()
         busy = sum(worker.job is not None for worker in self.workers)
-        while len(self.workers) < min(workers, busy + len(ready)):
+        while len(self.workers) < min(self.most, busy + len(ready)):
             worker = _Worker(self.command, log)
             self.workers.append(worker)
             self.selector.register(worker.outbox, selectors.EVENT_READ, worker)
         idle = [worker for worker in self.workers if worker.ready and worker.job is None]
         for worker, job in zip(idle, ready, strict=False):
             worker.job, worker.heard, job.running = job, (0.0, 0), True
-            worker.send(config=to_dict(job.config), runs=str(self.out))
+            worker.send(configs=[to_dict(run.config) for run in job.left], runs=str(self.out))
 
     def _listen(self) -> None:
         for key, _ in self.selector.select(timeout=0.25):
@@ -243,38 +234,42 @@ class _Sweep:
         job, event = worker.job, message["event"]
         if event == "ready":
             worker.ready, self.failed_starts = True, 0
-        elif job is not None and event == "progress":
+        elif job is None:
+            return
+        elif event == "progress":
             self._measure(worker, job, message["tokens"])
-        elif job is not None and event == "ended":
+        elif event == "ended":
+            run = self.runs[message["run"]]
             if message["outcome"] == Outcome.FINISHED:
-                self._measure(worker, job, job.config.horizon)
+                self._measure(worker, job, run.config.horizon)
+            self._end(run, Outcome(message["outcome"]))
+        elif event == "failed":
+            self._give_up(self.runs[message["run"]], Outcome.FAILED, message["reason"])
+        else:  # the whole job: done, stopped or broken
             worker.job, job.running = None, False
-            self._end(job, Outcome(message["outcome"]))
-        elif job is not None and event == "failed":
-            worker.job, job.running = None, False
-            self._give_up(job, Outcome.FAILED, message["reason"])
-        elif job is not None and event == "stopped":
-            worker.job, job.running = None, False
+            if event == "broken":
+                self._take_apart(job, message["reason"])
 
-    def _measure(self, worker: _Worker, job: _Job, tokens: int) -> None:
+    def _measure(self, worker: _Worker, job: Job, tokens: int) -> None:
         now, (then, before) = time.monotonic(), worker.heard
-        if then:
-            seconds, trained = self.pace.get(job.kind, (0.0, 0.0))
-            self.pace[job.kind] = (seconds + now - then, trained + tokens - before)
-        worker.heard = (now, tokens)
-        job.tokens = min(job.total, max(0, tokens - (job.config.horizon - job.total)))
+        if then and tokens > before:
+            self.pace.add(job.kind, now - then, (tokens - before) * len(job.left))
+        if tokens > before:
+            worker.heard = (now, tokens)
+        for run in job.left:
+            run.tokens = min(run.total, max(0, tokens - (run.config.horizon - run.total)))
 
-    def _end(self, job: _Job, ended: Outcome, reason: str = "") -> None:
-        job.outcome, job.reason, job.tokens = ended, reason, job.total
-        job.reached = tokens_reached(job.config, self.out)
-        self.shown.ended(job.config.id, str(ended), reason)
+    def _end(self, run: Run, ended: Outcome, reason: str = "") -> None:
+        run.outcome, run.reason, run.tokens = ended, reason, run.total
+        run.reached = tokens_reached(run.config, self.out)
+        self.shown.ended(run.config.id, str(ended), reason)
 
-    def _give_up(self, job: _Job, ended: Outcome, reason: str, **fields: Any) -> None:
-        record_end(job.config, self.out, ended, reason, **fields)
-        self._end(job, ended, reason)
+    def _give_up(self, run: Run, ended: Outcome, reason: str, **fields: Any) -> None:
+        record_end(run.config, self.out, ended, reason, **fields)
+        self._end(run, ended, reason)
 
     def _bury(self, worker: _Worker) -> None:
-        """A worker died: its run goes back to the others, unless it has killed too many."""
+        """A worker died: its job goes back to the others, unless it has killed too many."""
         self.selector.unregister(worker.outbox)
         self.workers.remove(worker)
         code = worker.close(patience=5.0)
@@ -287,13 +282,26 @@ class _Sweep:
         if job is None:
             return
         job.running = False
-        if self.stopping:
+        if self.stopping or not job.left:
             return
         job.deaths += 1
         if job.deaths >= DEATHS:
-            self._give_up(job, Outcome.FAILED, f"its worker died {DEATHS} times, last by {how}; see {LOG}")
+            self._take_apart(job, f"its worker died {DEATHS} times, last by {how}; see {LOG}")
         else:
-            self.shown.say(f"the worker of run {job.config.id} died ({how}); another one resumes it")
+            self.shown.say(f"the worker of {_named(job)} died ({how}); another one resumes it")
+
+    def _take_apart(self, job: Job, reason: str) -> None:
+        """Tries the halves of a job that failed as a whole, down to the run that is the reason, which is given up."""
+        if len(job.left) == 1:
+            self._give_up(job.left[0], Outcome.FAILED, reason)
+        elif job.left:
+            self.shown.say(f"{_named(job)} failed together ({reason}); trying each half")
+            self.jobs[self.jobs.index(job)] = Job([run for run in job.runs if run.outcome])
+            self.jobs += job.halves()
+            self._write_cohorts()
+
+    def _write_cohorts(self) -> None:
+        write_cohorts(self.out, [[run.config for run in job.runs] for job in self.jobs if job.runs])
 
     def _stop(self, received: list[int]) -> None:
         """Has the workers leave their runs with a checkpoint; at once on a second signal."""
@@ -306,38 +314,20 @@ class _Sweep:
             self._listen()
 
     def _snapshot(self) -> Snapshot:
-        jobs = self.jobs.values()
-        seconds = sum(s for s, _ in self.pace.values())
-        trained = sum(t for _, t in self.pace.values())
-        average = seconds / trained if trained else float("nan")
-        busy = max(1, len(self.workers))
-
-        def per_token(job: _Job) -> float:
-            s, t = self.pace.get(job.kind, (0.0, 0.0))
-            return s / t if t else average
-
-        left = sum((job.total - job.tokens) * per_token(job) for job in jobs if job.outcome is None)
-        outcomes = [job.outcome for job in jobs]
-        return Snapshot(
-            runs=len(outcomes),
-            ended=sum(o is not None for o in outcomes),
-            running=sum(job.running for job in jobs),
-            diverged=outcomes.count(Outcome.DIVERGED),
-            pruned=outcomes.count(Outcome.PRUNED),
-            failed=outcomes.count(Outcome.FAILED),
-            tokens=sum(job.total for job in jobs),
-            done=sum(job.tokens for job in jobs),
-            tokens_per_second=busy / average if trained else float("nan"),
-            seconds_left=left / busy,
-        )
+        return self.pace.snapshot(self.runs.values(), self.jobs, max(1, len(self.workers)))
 
     def _result(self, received: list[int]) -> Result:
-        outcomes = [job.outcome for job in self.jobs.values()]
+        outcomes = [run.outcome for run in self.runs.values()]
         return Result(
             finished=outcomes.count(Outcome.FINISHED),
             diverged=outcomes.count(Outcome.DIVERGED),
             pruned=outcomes.count(Outcome.PRUNED),
-            failed={run: job.reason for run, job in self.jobs.items() if job.outcome == Outcome.FAILED},
+            failed={run: state.reason for run, state in self.runs.items() if state.outcome == Outcome.FAILED},
             waiting=outcomes.count(None),
             signal=received[0] if received else None,
         )
+
+
+def _named(job: Job) -> str:
+    runs = [run.config.id for run in job.left]
+    return f"run {runs[0]}" if len(runs) == 1 else f"runs {runs[0]} and {len(runs) - 1} more"

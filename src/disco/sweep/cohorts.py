@@ -1,0 +1,99 @@
+"""Which runs train together: as many as fit into memory and gain from it, and few enough to keep all workers busy.
+
+Shape letters as in ``train/model.py``. No torch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from disco.sweep.study import new_tokens
+from disco.train.config import TrainConfig, cohort_key
+
+TOKENS = 2**14
+"""Tokens of all runs in one step beyond which a cohort gains nothing: activations leave the caches of a core."""
+
+MEMBERS = 32
+"""Runs beyond which it gains nothing at the smallest batches."""
+
+SHARE = 0.5
+"""Part of the machine's available memory that all workers together may fill."""
+
+SPREAD = 2
+"""Cohorts for each worker, at least, if there are runs enough: so that none waits long for the last one."""
+
+PROCESS_BYTES = 400 * 2**20
+"""Memory of a worker that trains nothing: Python and torch."""
+
+
+def group(
+    runs: Sequence[TrainConfig],
+    stands_at: Callable[[TrainConfig], int],
+    begun: Sequence[Sequence[str]],
+    workers: int,
+    memory: int,
+) -> list[tuple[TrainConfig, ...]]:
+    """Divides runs into cohorts, in the order in which they should start: the longest work first.
+
+    Args:
+        runs: those that are to be trained, their data prepared.
+        stands_at: tokens that a run has been trained for before.
+        begun: cohorts, as run ids, that were interrupted; they stay together, so that they leave the same numbers.
+        workers: processes that train cohorts at the same time.
+        memory: bytes that they may use together.
+    """
+    waiting = {config.id: config for config in runs}
+    cohorts = []
+    for ids in begun:
+        together = [waiting.pop(run) for run in ids if run in waiting]
+        alike = {cohort_key(config) for config in together}
+        cohorts += [tuple(c for c in together if cohort_key(c) == key) for key in sorted(alike)]
+    families: dict[tuple[str, int], list[TrainConfig]] = {}
+    for config in waiting.values():
+        families.setdefault((cohort_key(config), stands_at(config)), []).append(config)
+    most = sum(map(work, waiting.values())) / (SPREAD * workers)
+    for family in families.values():
+        fair = max(1, int(most / max(1.0, work(family[0]))))
+        parts = math.ceil(len(family) / min(fair, largest(family[0], memory // workers)))
+        cohorts += [tuple(family[part::parts]) for part in range(parts)]
+    return sorted(cohorts, key=lambda cohort: -sum(map(work, cohort)))
+
+
+def largest(config: TrainConfig, memory: int) -> int:
+    """Runs like this one that a worker with so many bytes should train together; at least 1."""
+    fitting = int((memory - PROCESS_BYTES) / bytes_needed(config))
+    return max(1, min(MEMBERS, TOKENS // config.batch, fitting))
+
+
+def bytes_needed(config: TrainConfig) -> float:
+    """Memory that one run of a cohort adds to a worker: 1.0 to 1.5 times what was measured (docs/log.md).
+
+    Activations kept for the backward pass are L (9 D + 4 F + 2 H) + 2 D + 3 V floats for each token, with F the hidden
+    width of the feed-forward block; then come weights, gradients, optimizer state and what orthogonalisation takes.
+    """
+    model, vocab = config.model, config.data.vocab
+    per_token = model.depth * (9 * model.width + 4 * model.hidden + 2 * model.heads) + 2 * model.width + 3 * vocab
+    return 4 * (1.6 * per_token * config.batch + 6 * model.parameters(vocab))
+
+
+def work(config: TrainConfig) -> float:
+    """Floating-point operations of a run, roughly: 6 for a parameter and token (Kaplan et al., arXiv:2001.08361)."""
+    return 6.0 * config.model.parameters(config.data.vocab) * new_tokens(config)
+
+
+def memory_to_use() -> int:
+    """Bytes that all workers together may fill: ``SHARE`` of what the machine, or this process's control group, has."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fields: Mapping[str, int] = {}
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        allowed = int(limit) - used if limit.isdigit() else math.inf
+    except (OSError, ValueError, IndexError):
+        allowed = math.inf
+    return int(SHARE * min(allowed, fields.get("MemAvailable", free)))

@@ -1,0 +1,77 @@
+"""What runs will take before they are started: cohorts, memory, and time by a short calibration. No torch."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from disco.sweep.cohorts import PROCESS_BYTES, bytes_needed, group, memory_to_use
+from disco.sweep.record import read_cohorts, tokens_reached
+from disco.sweep.study import new_tokens
+from disco.train.calibrate import tokens_per_second
+from disco.train.config import TrainConfig
+
+OVERHEAD = 1.3
+"""Time of a sweep over that of its training steps alone: evaluations, norms, checkpoints. Measured on the demo
+(docs/log.md)."""
+
+START_SECONDS = 4.0
+"""Start of the workers."""
+
+Cohort = tuple[TrainConfig, ...]
+Speeds = Callable[[Sequence[Cohort], Path, int], list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What runs will take."""
+
+    runs: int
+    cohorts: int
+    tokens: int
+    memory: int
+    """Bytes of all workers together at their largest cohorts, an upper estimate."""
+    seconds: float
+
+
+def forecast(
+    runs: Sequence[TrainConfig], out: Path, cache: Path, workers: int, speeds: Speeds = tokens_per_second
+) -> Forecast:
+    """What the runs will take with ``workers`` processes.
+
+    Args:
+        runs: those that are left to do, their data prepared in ``cache``.
+        out: folder of the sweep; it need not exist.
+        cache: where the tokens are.
+        workers: processes.
+        speeds: measures the tokens per second of cohorts; see ``train.calibrate``.
+    """
+    cohorts = group(runs, lambda c: tokens_reached(c, out), read_cohorts(out, runs), workers, memory_to_use())
+    kinds: dict[tuple[object, ...], Cohort] = {}
+    for cohort in cohorts:
+        kinds.setdefault(_kind(cohort), cohort)
+    measured = dict(zip(kinds, speeds(list(kinds.values()), cache, workers), strict=True)) if kinds else {}
+    seconds = [sum(map(new_tokens, cohort)) / measured[_kind(cohort)] for cohort in cohorts]
+    memory = sorted((PROCESS_BYTES + len(cohort) * bytes_needed(cohort[0]) for cohort in cohorts), reverse=True)
+    return Forecast(
+        runs=len(runs),
+        cohorts=len(cohorts),
+        tokens=sum(map(new_tokens, runs)),
+        memory=int(sum(memory[:workers])),
+        seconds=START_SECONDS + OVERHEAD * last_end(seconds, workers),
+    )
+
+
+def last_end(seconds: Sequence[float], workers: int) -> float:
+    """When the last of these pieces of work ends, each given to the first worker that is idle, in their order."""
+    ends = [0.0] * workers
+    for piece in seconds:
+        heapq.heapreplace(ends, ends[0] + piece)
+    return max(ends)
+
+
+def _kind(cohort: Cohort) -> tuple[object, ...]:
+    """Cohorts alike in this are measured once."""
+    return cohort[0].model, cohort[0].batch, cohort[0].optimizer.name, len(cohort)

@@ -1,0 +1,92 @@
+"""Which runs train together: alike, at the same point, no more than fit or gain, and enough cohorts for all workers."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from records import config
+
+from disco.sweep import cohorts
+from disco.sweep.cohorts import bytes_needed, group, largest, work
+from disco.sweep.forecast import OVERHEAD, START_SECONDS, forecast, last_end
+from disco.train.config import TrainConfig
+
+PLENTY = 2**36
+
+
+def scan(count: int, **changes: object) -> list[TrainConfig]:
+    return [config(optimizer={"lr": 2.0**-i}, **changes) for i in range(count)]
+
+
+def sizes(found: list[tuple[TrainConfig, ...]]) -> list[int]:
+    return [len(cohort) for cohort in found]
+
+
+def at_start(_: TrainConfig) -> int:
+    return 0
+
+
+def test_runs_of_one_kind_are_shared_by_the_workers() -> None:
+    assert sizes(group(scan(12), at_start, (), workers=1, memory=PLENTY)) == [6, 6]
+    assert sizes(group(scan(12), at_start, (), workers=2, memory=PLENTY)) == [3, 3, 3, 3]
+    assert sizes(group(scan(3), at_start, (), workers=4, memory=PLENTY)) == [1, 1, 1]
+    together = group(scan(12), at_start, (), workers=2, memory=PLENTY)
+    assert sorted(run.id for cohort in together for run in cohort) == sorted(run.id for run in scan(12))
+
+
+def test_only_runs_that_are_alike_and_at_the_same_point_train_together() -> None:
+    runs = [run for seed, batch in itertools.product((0, 1), (256, 512)) for run in scan(4, seed=seed, batch=batch)]
+    begun = {run.id for run in scan(4, seed=1, batch=512)}
+    found = group(runs, lambda run: 1024 * (run.id in begun), (), workers=1, memory=PLENTY)
+    for cohort in found:
+        assert len({run.batch for run in cohort}) == 1
+        assert len({run.id in begun for run in cohort}) == 1
+    assert any(len({run.seed for run in cohort}) == 2 for cohort in found)
+
+
+def test_the_longest_work_comes_first() -> None:
+    runs = [*scan(2, horizon=2**13), *scan(2, horizon=2**15, seed=1), *scan(2, horizon=2**14, seed=2)]
+    found = group(runs, at_start, (), workers=2, memory=PLENTY)
+    amounts = [sum(map(work, cohort)) for cohort in found]
+    assert amounts == sorted(amounts, reverse=True)
+
+
+def test_cohorts_fit_into_memory_and_gain_from_their_size() -> None:
+    run = config()
+    assert largest(run, PLENTY) == cohorts.MEMBERS
+    assert largest(replace(run, batch=2**12, horizon=2**13), PLENTY) == cohorts.TOKENS // 2**12
+    assert largest(replace(run, batch=2**16, horizon=2**16), PLENTY) == 1
+    assert largest(run, int(cohorts.PROCESS_BYTES + 5.5 * bytes_needed(run))) == 5
+    assert largest(run, 0) == 1, "a run alone is tried whatever it needs"
+
+
+def test_interrupted_cohorts_stay_together() -> None:
+    runs = scan(8)
+    begun = [[runs[0].id, runs[5].id, "gone"], [runs[1].id]]
+    found = group(runs, at_start, begun, workers=1, memory=PLENTY)
+    assert (runs[0], runs[5]) in found
+    assert (runs[1],) in found
+    assert sorted(sizes(found)) == [1, 1, 2, 2, 2]
+
+
+def test_a_forecast_adds_up(tmp_path: Path) -> None:
+    runs = scan(8, horizon=2**14)
+    asked = []
+
+    def speeds(found: object, cache: Path, workers: int) -> list[float]:
+        asked.append((found, workers))
+        return [2.0**12]
+
+    expected = forecast(runs, tmp_path, tmp_path, 2, speeds)
+    assert (expected.runs, expected.cohorts, expected.tokens) == (8, 4, 2**17)
+    assert expected.seconds == pytest.approx(START_SECONDS + OVERHEAD * 2 * 2**15 / 2**12)
+    assert expected.memory == pytest.approx(2 * (cohorts.PROCESS_BYTES + 2 * bytes_needed(runs[0])))
+    assert len(asked) == 1, "one kind of cohort is measured once"
+    assert forecast([], tmp_path, tmp_path, 2, lambda *_: []).seconds == START_SECONDS
+
+
+def test_work_goes_to_the_first_idle_worker() -> None:
+    assert last_end([5, 4, 3, 3], 2) == 8
+    assert last_end([5, 4, 3, 3], 1) == 15
+    assert last_end([], 3) == 0
