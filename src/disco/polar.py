@@ -27,6 +27,9 @@ Coefficients = tuple[tuple[float, float, float], ...]
 EPS = 1e-20
 """Floor of every norm that is divided by (arXiv:2510.03871, appendix)."""
 
+CACHED = 2**18
+"""Elements that a CPU iterates on at once: a batch of many matrices would leave its cache in every product."""
+
 MUON = (3.4445, -4.7750, 2.0315)
 """The triple of Jordan et al. 2024, chosen for a steep slope at 0."""
 
@@ -155,6 +158,9 @@ def schatten8(x: Tensor) -> Tensor:
 def iterate(x: Tensor, triples: Coefficients) -> Tensor:
     """Applies the quintics to ``x`` of shape [..., m, n], m <= n, whose singular values lie in [0, 1]."""
     batch, x = x.shape[:-2], x.flatten(0, -3) if x.ndim > 3 else x
+    if x.ndim == 3 and len(x) > 1 and x.device.type == "cpu" and x.numel() > CACHED:
+        parts = x.split(max(1, CACHED // x[0].numel()))
+        return torch.cat([iterate(part, triples) for part in parts]).unflatten(0, batch)
     fused = torch.addmm if x.ndim == 2 else torch.baddbmm
     for a, b, c in triples:
         gram = x @ x.mT
