@@ -107,7 +107,7 @@ class Attention(nn.Module):
             q_BTHK.transpose(1, 2), k_BTHK.transpose(1, 2), v_BTHK.transpose(1, 2),
             is_causal=True, enable_gqa=self.kv_heads != self.heads,
         )  # fmt: skip
-        y_ND: Tensor = self.wo(self.o_norm(o_BHTK.transpose(1, 2).reshape(x_ND.shape)))
+        y_ND: Tensor = self.wo(self.o_norm(o_BHTK.transpose(1, 2).reshape(*x_ND.shape[:-1], -1)))
         return y_ND
 
     def qkv(self, x_ND: Tensor) -> Tensor:
