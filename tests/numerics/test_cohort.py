@@ -92,6 +92,18 @@ def test_five_steps_together_are_five_steps_alone(text: str, tmp_path: Path, nam
         assert written == alone
 
 
+@pytest.mark.full  # compiles for several shapes
+def test_a_compiled_cohort_leaves_the_records_of_runs_alone(text: str, tmp_path: Path) -> None:
+    configs = members(base(text, tmp_path, 40), "muon", 4)
+    configs[2] = replace(configs[2], optimizer=replace(configs[2].optimizer, lr=1.9e38))
+    train_cohort(configs, tmp_path / "together", compiled=True)
+    for config in configs:
+        train(config, tmp_path / "alone")
+        mine, alone = (read_run(tmp_path / where / config.id) for where in ("together", "alone"))
+        assert mine.outcome == alone.outcome
+        np.testing.assert_allclose(mine.column("loss/train"), alone.column("loss/train"), rtol=2e-4)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_member_that_diverges_leaves_and_the_others_go_on(text: str, tmp_path: Path, name: str) -> None:
     configs = members(base(text, tmp_path, 40), name, 4)

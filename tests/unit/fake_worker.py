@@ -18,7 +18,7 @@ from disco.sweep.worker import Ended, Progress, serve
 from disco.train.config import TrainConfig, to_dict
 
 
-def train(configs: list[TrainConfig], runs: Path, progress: Progress, ended: Ended) -> None:
+def train(configs: list[TrainConfig], runs: Path, progress: Progress, ended: Ended, compiled: bool) -> None:
     (runs / "cohorts.log").open("a").write(" ".join(config.id for config in configs) + "\n")
     for config in configs:
         ended(config.id, train_one(config, runs, progress))

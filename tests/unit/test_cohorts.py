@@ -8,8 +8,9 @@ import pytest
 from records import config
 
 from disco.sweep import cohorts
-from disco.sweep.cohorts import bytes_needed, group, largest, work
+from disco.sweep.cohorts import Cohort, bytes_needed, group, largest, work
 from disco.sweep.forecast import OVERHEAD, START_SECONDS, forecast, last_end
+from disco.sweep.record import COHORTS, read_cohorts, write_cohorts
 from disco.train.config import TrainConfig
 
 PLENTY = 2**36
@@ -19,8 +20,8 @@ def scan(count: int, **changes: object) -> list[TrainConfig]:
     return [config(optimizer={"lr": 2.0**-i}, **changes) for i in range(count)]
 
 
-def sizes(found: list[tuple[TrainConfig, ...]]) -> list[int]:
-    return [len(cohort) for cohort in found]
+def sizes(found: list[Cohort]) -> list[int]:
+    return [len(cohort.runs) for cohort in found]
 
 
 def at_start(_: TrainConfig) -> int:
@@ -32,7 +33,7 @@ def test_runs_of_one_kind_are_shared_by_the_workers() -> None:
     assert sizes(group(scan(12), at_start, (), workers=2, memory=PLENTY)) == [3, 3, 3, 3]
     assert sizes(group(scan(3), at_start, (), workers=4, memory=PLENTY)) == [1, 1, 1]
     together = group(scan(12), at_start, (), workers=2, memory=PLENTY)
-    assert sorted(run.id for cohort in together for run in cohort) == sorted(run.id for run in scan(12))
+    assert sorted(run.id for cohort in together for run in cohort.runs) == sorted(run.id for run in scan(12))
 
 
 def test_only_runs_that_are_alike_and_at_the_same_point_train_together() -> None:
@@ -40,15 +41,15 @@ def test_only_runs_that_are_alike_and_at_the_same_point_train_together() -> None
     begun = {run.id for run in scan(4, seed=1, batch=512)}
     found = group(runs, lambda run: 1024 * (run.id in begun), (), workers=1, memory=PLENTY)
     for cohort in found:
-        assert len({run.batch for run in cohort}) == 1
-        assert len({run.id in begun for run in cohort}) == 1
-    assert any(len({run.seed for run in cohort}) == 2 for cohort in found)
+        assert len({run.batch for run in cohort.runs}) == 1
+        assert len({run.id in begun for run in cohort.runs}) == 1
+    assert any(len({run.seed for run in cohort.runs}) == 2 for cohort in found)
 
 
 def test_the_longest_work_comes_first() -> None:
     runs = [*scan(2, horizon=2**13), *scan(2, horizon=2**15, seed=1), *scan(2, horizon=2**14, seed=2)]
     found = group(runs, at_start, (), workers=2, memory=PLENTY)
-    amounts = [sum(map(work, cohort)) for cohort in found]
+    amounts = [sum(map(work, cohort.runs)) for cohort in found]
     assert amounts == sorted(amounts, reverse=True)
 
 
@@ -63,11 +64,31 @@ def test_cohorts_fit_into_memory_and_gain_from_their_size() -> None:
 
 def test_interrupted_cohorts_stay_together() -> None:
     runs = scan(8)
-    begun = [[runs[0].id, runs[5].id, "gone"], [runs[1].id]]
+    begun = [Cohort((runs[0], runs[5]), compiled=True), Cohort((runs[1],))]
     found = group(runs, at_start, begun, workers=1, memory=PLENTY)
-    assert (runs[0], runs[5]) in found
-    assert (runs[1],) in found
+    assert all(cohort in found for cohort in begun)
     assert sorted(sizes(found)) == [1, 1, 2, 2, 2]
+
+
+def test_cohorts_are_written_and_read_for_the_horizon_that_they_were_on_the_way_to(tmp_path: Path) -> None:
+    runs = scan(4)
+    written = [Cohort((runs[2], runs[0]), compiled=True), Cohort((runs[1], runs[3]))]
+    assert read_cohorts(tmp_path, runs) == []
+    write_cohorts(tmp_path, written)
+    assert read_cohorts(tmp_path, runs) == written
+    assert read_cohorts(tmp_path, runs[:2]) == [Cohort((runs[0],), compiled=True), Cohort((runs[1],))]
+    assert read_cohorts(tmp_path, [replace(run, horizon=2**15) for run in runs]) == []
+    (tmp_path / COHORTS).write_text("{")
+    assert read_cohorts(tmp_path, runs) == []
+
+
+def test_long_cohorts_are_compiled_where_there_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = scan(4, horizon=2**30)
+    monkeypatch.setattr(cohorts.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert all(cohort.compiled for cohort in group(long, at_start, (), workers=1, memory=PLENTY))
+    assert not any(cohort.compiled for cohort in group(scan(4), at_start, (), workers=1, memory=PLENTY))
+    monkeypatch.setattr(cohorts.shutil, "which", lambda name: None)
+    assert not any(cohort.compiled for cohort in group(long, at_start, (), workers=1, memory=PLENTY))
 
 
 def test_a_forecast_adds_up(tmp_path: Path) -> None:

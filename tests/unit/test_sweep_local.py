@@ -110,7 +110,7 @@ def test_an_interrupted_cohort_stays_together_and_new_runs_form_others(tmp_path:
     out = tmp_path / "out"
     plan = study(out, text, seed=[0, 1], lr=[0.1, 0.2, 0.3, 0.4])  # seed 1 fails: left to do
     run(plan, out, workers=1)
-    before = {frozenset(cohort) for cohort in read_cohorts(out, plan.configs)}
+    before = {frozenset(run.id for run in cohort.runs) for cohort in read_cohorts(out, plan.configs)}
     (out / "cohorts.log").unlink()
     wider = study(out, text, seed=[0, 1], lr=[0.1, 0.2, 0.3, 0.4, 0.5])
     run(wider, out, workers=1)

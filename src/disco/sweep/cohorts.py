@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from disco.sweep.study import new_tokens
@@ -25,41 +27,61 @@ SHARE = 0.5
 SPREAD = 2
 """Cohorts for each worker, at least, if there are runs enough: so that none waits long for the last one."""
 
+COMPILED_WORK = 2.0**44
+"""Operations of a cohort from which ``torch.compile`` pays: some six minutes of a core, of which it saves 10 to 20% for
+10 to 20 seconds of compilation (docs/log.md)."""
+
 PROCESS_BYTES = 400 * 2**20
 """Memory of a worker that trains nothing: Python and torch."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Runs that train together."""
+
+    runs: tuple[TrainConfig, ...]
+    compiled: bool = False
+    """Whether the model is compiled. Like the grouping, it changes the rounding only."""
+
+    @property
+    def work(self) -> float:
+        """Floating-point operations of all runs."""
+        return sum(map(work, self.runs))
 
 
 def group(
     runs: Sequence[TrainConfig],
     stands_at: Callable[[TrainConfig], int],
-    begun: Sequence[Sequence[str]],
+    begun: Sequence[Cohort],
     workers: int,
     memory: int,
-) -> list[tuple[TrainConfig, ...]]:
+) -> list[Cohort]:
     """Divides runs into cohorts, in the order in which they should start: the longest work first.
 
     Args:
         runs: those that are to be trained, their data prepared.
         stands_at: tokens that a run has been trained for before.
-        begun: cohorts, as run ids, that were interrupted; they stay together, so that they leave the same numbers.
+        begun: what is left of interrupted cohorts; they stay as they are, so that they leave the same numbers.
         workers: processes that train cohorts at the same time.
         memory: bytes that they may use together.
     """
-    waiting = {config.id: config for config in runs}
-    cohorts = []
-    for ids in begun:
-        together = [waiting.pop(run) for run in ids if run in waiting]
-        alike = {cohort_key(config) for config in together}
-        cohorts += [tuple(c for c in together if cohort_key(c) == key) for key in sorted(alike)]
+    cohorts = list(begun)
+    taken = {config.id for cohort in begun for config in cohort.runs}
+    waiting = [config for config in runs if config.id not in taken]
     families: dict[tuple[str, int], list[TrainConfig]] = {}
-    for config in waiting.values():
+    for config in waiting:
         families.setdefault((cohort_key(config), stands_at(config)), []).append(config)
-    most = sum(map(work, waiting.values())) / (SPREAD * workers)
+    most = sum(map(work, waiting)) / (SPREAD * workers)
     for family in families.values():
         fair = max(1, int(most / max(1.0, work(family[0]))))
         parts = math.ceil(len(family) / min(fair, largest(family[0], memory // workers)))
-        cohorts += [tuple(family[part::parts]) for part in range(parts)]
-    return sorted(cohorts, key=lambda cohort: -sum(map(work, cohort)))
+        cohorts += [_cohort(family[part::parts]) for part in range(parts)]
+    return sorted(cohorts, key=lambda cohort: -cohort.work)
+
+
+def _cohort(runs: Sequence[TrainConfig]) -> Cohort:
+    pays = sum(map(work, runs)) >= COMPILED_WORK
+    return Cohort(tuple(runs), compiled=pays and shutil.which(os.environ.get("CXX", "g++")) is not None)
 
 
 def largest(config: TrainConfig, memory: int) -> int:

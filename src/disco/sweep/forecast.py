@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from disco.sweep.cohorts import PROCESS_BYTES, bytes_needed, group, memory_to_use
+from disco.sweep.cohorts import PROCESS_BYTES, Cohort, bytes_needed, group, memory_to_use
 from disco.sweep.record import read_cohorts, tokens_reached
 from disco.sweep.study import new_tokens
 from disco.train.calibrate import tokens_per_second
@@ -20,8 +20,7 @@ OVERHEAD = 1.3
 START_SECONDS = 4.0
 """Start of the workers."""
 
-Cohort = tuple[TrainConfig, ...]
-Speeds = Callable[[Sequence[Cohort], Path, int], list[float]]
+Speeds = Callable[[Sequence[Sequence[TrainConfig]], Path, int], list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +45,16 @@ def forecast(
         out: folder of the sweep; it need not exist.
         cache: where the tokens are.
         workers: processes.
-        speeds: measures the tokens per second of cohorts; see ``train.calibrate``.
+        speeds: measures the tokens per second of cohorts, not compiled; see ``train.calibrate``.
     """
     cohorts = group(runs, lambda c: tokens_reached(c, out), read_cohorts(out, runs), workers, memory_to_use())
     kinds: dict[tuple[object, ...], Cohort] = {}
     for cohort in cohorts:
         kinds.setdefault(_kind(cohort), cohort)
-    measured = dict(zip(kinds, speeds(list(kinds.values()), cache, workers), strict=True)) if kinds else {}
-    seconds = [sum(map(new_tokens, cohort)) / measured[_kind(cohort)] for cohort in cohorts]
-    memory = sorted((PROCESS_BYTES + len(cohort) * bytes_needed(cohort[0]) for cohort in cohorts), reverse=True)
+    found = speeds([cohort.runs for cohort in kinds.values()], cache, workers) if kinds else []
+    measured = dict(zip(kinds, found, strict=True))
+    seconds = [sum(map(new_tokens, cohort.runs)) / measured[_kind(cohort)] for cohort in cohorts]
+    memory = sorted((PROCESS_BYTES + sum(map(bytes_needed, cohort.runs)) for cohort in cohorts), reverse=True)
     return Forecast(
         runs=len(runs),
         cohorts=len(cohorts),
@@ -74,4 +74,5 @@ def last_end(seconds: Sequence[float], workers: int) -> float:
 
 def _kind(cohort: Cohort) -> tuple[object, ...]:
     """Cohorts alike in this are measured once."""
-    return cohort[0].model, cohort[0].batch, cohort[0].optimizer.name, len(cohort)
+    first = cohort.runs[0]
+    return first.model, first.batch, first.optimizer.name, len(cohort.runs)

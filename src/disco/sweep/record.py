@@ -1,7 +1,7 @@
 """What a sweep keeps beside its runs: the plan, and the records of runs that failed or were pruned. No torch.
 
 <out>/study.json   {"schema", "name", "runs": [config, ...]}, rewritten when the study is started again
-<out>/cohorts.json {"schema", "cohorts": [{"horizon", "runs": [id, ...]}, ...]}: what trains together
+<out>/cohorts.json {"schema", "cohorts": [{"horizon", "runs": [id, ...], "compiled"}, ...]}: what trains together
 <out>/lock         held while the sweep runs
 <out>/workers.log  what the workers print: warnings, tracebacks
 """
@@ -18,6 +18,7 @@ from disco.errors import UserError
 from disco.runs.reader import outcome_so_far, read_summary
 from disco.runs.schema import CONFIG, SCHEMA_VERSION, Outcome
 from disco.runs.writer import RunWriter, write_json
+from disco.sweep.cohorts import Cohort
 from disco.sweep.study import Study
 from disco.train.config import TrainConfig, from_dict, to_dict
 
@@ -51,24 +52,30 @@ def read_plan(out: Path) -> Study:
     return Study(name, from_start, tuple(config for config in configs if config.parent is not None))
 
 
-def write_cohorts(out: Path, cohorts: Sequence[Sequence[TrainConfig]]) -> None:
+def write_cohorts(out: Path, cohorts: Sequence[Cohort]) -> None:
     """Writes which runs train together, before they do."""
-    content = [{"horizon": cohort[0].horizon, "runs": [config.id for config in cohort]} for cohort in cohorts]
+    content = [
+        {"horizon": cohort.runs[0].horizon, "runs": [config.id for config in cohort.runs], "compiled": cohort.compiled}
+        for cohort in cohorts
+    ]
     write_json(out / COHORTS, {"schema": SCHEMA_VERSION, "cohorts": content})
 
 
-def read_cohorts(out: Path, runs: Sequence[TrainConfig]) -> list[list[str]]:
+def read_cohorts(out: Path, runs: Sequence[TrainConfig]) -> list[Cohort]:
     """The cohorts that runs were in when they were interrupted on the way to the horizon that they have now.
 
     A file that cannot be read is as none: the runs are grouped anew.
     """
-    horizons = {config.id: config.horizon for config in runs}
+    waiting = {(config.id, config.horizon): config for config in runs}
     try:
-        cohorts = json.loads((out / COHORTS).read_bytes())["cohorts"]
-        found = [[run for run in c["runs"] if horizons.get(run) == c["horizon"]] for c in cohorts]
+        written = json.loads((out / COHORTS).read_bytes())["cohorts"]
+        found = []
+        for cohort in written:
+            left = [waiting[key] for run in cohort["runs"] if (key := (run, cohort["horizon"])) in waiting]
+            found += [Cohort(tuple(left), bool(cohort["compiled"]))] if left else []
+        return found
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return [ids for ids in found if ids]
 
 
 def outcome(config: TrainConfig, runs: Path) -> Outcome | None:

@@ -1,10 +1,10 @@
 """One training process of a local sweep: ``python -m disco.sweep.worker``.
 
-It takes cohorts of runs, one at a time, as JSON lines on stdin, {"configs": [...], "runs": folder}, and answers with
-JSON lines on stdout, {"event": ...}: "ready"; "progress" (step, tokens of each run); of one run "ended" (run, outcome)
-or "failed" (run, reason); at the end of a cohort "done", or "broken" (reason) or "stopped". {"stop": true} makes it
-leave the cohort that it is at, with checkpoints. The end of stdin means that the parent is gone, whatever killed it:
-exit at once.
+It takes cohorts of runs, one at a time, as JSON lines on stdin, {"configs": [...], "runs": folder, "compiled": bool},
+and answers with JSON lines on stdout, {"event": ...}: "ready"; "progress" (step, tokens of each run); of one run
+"ended" (run, outcome) or "failed" (run, reason); at the end of a cohort "done", or "broken" (reason) or "stopped".
+{"stop": true} makes it leave the cohort that it is at, with checkpoints. The end of stdin means that the parent is
+gone, whatever killed it: exit at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from disco.train.config import TrainConfig, from_dict
 
 Progress = Callable[[int, int], None]
 Ended = Callable[[str, Outcome | UserError], None]
-Train = Callable[[list[TrainConfig], Path, Progress, Ended], object]
+Train = Callable[[list[TrainConfig], Path, Progress, Ended, bool], object]
 
 REPORT_SECONDS = 0.5
 
@@ -65,7 +65,7 @@ def serve(train: Train, commands: BinaryIO, replies: BinaryIO) -> None:
 
     Args:
         train: trains runs in a folder of runs, calls back with (step, tokens) after every step, and with each run's
-            outcome.
+            outcome; told whether to compile.
         commands: the stdin of the protocol above.
         replies: its stdout, unbuffered.
     """
@@ -88,7 +88,7 @@ def serve(train: Train, commands: BinaryIO, replies: BinaryIO) -> None:
     while message := inbox.next():
         try:
             configs: list[TrainConfig] = [from_dict(TrainConfig, config) for config in message["configs"]]
-            train(configs, Path(message["runs"]), _reporter(reply, inbox.stop), ended)
+            train(configs, Path(message["runs"]), _reporter(reply, inbox.stop), ended, message["compiled"])
             reply("done")
         except StoppedError:
             break

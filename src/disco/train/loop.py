@@ -58,7 +58,11 @@ def train(config: TrainConfig, runs: Path, progress: Progress | None = None) -> 
 
 
 def train_cohort(
-    configs: Sequence[TrainConfig], runs: Path, progress: Progress | None = None, ended: Ended | None = None
+    configs: Sequence[TrainConfig],
+    runs: Path,
+    progress: Progress | None = None,
+    ended: Ended | None = None,
+    compiled: bool = False,
 ) -> dict[str, Outcome | UserError]:
     """Trains runs together: each leaves the record that it would leave alone, but for rounding.
 
@@ -67,6 +71,7 @@ def train_cohort(
         runs: folder of run records.
         progress: called with (step, tokens of each run) after every step; what it raises ends the training, resumably.
         ended: called with (run id, outcome) as soon as a run has ended, or cannot start.
+        compiled: compile the model, also where the configuration does not ask for it; it changes the rounding only.
 
     Returns:
         Run id -> outcome, or why the run could not start (a damaged checkpoint, a lock); the others went on without it.
@@ -101,7 +106,7 @@ def train_cohort(
             except UserError as error:
                 end(member, error)
         for step, group in _starting_together(waiting):
-            _Cohort(group, step, streams, end).go(progress)
+            _Cohort(group, step, streams, end, compiled).go(progress)
     return {config.id: results[config.id] for config in configs}
 
 
@@ -129,7 +134,9 @@ def _starting_together(waiting: dict[Member, set[int]]) -> list[tuple[int, list[
 class _Cohort:
     """Runs that are at the same step, and the program that trains them."""
 
-    def __init__(self, members: list[Member], step: int, streams: dict[int, TokenStream], end: End) -> None:
+    def __init__(
+        self, members: list[Member], step: int, streams: dict[int, TokenStream], end: End, compiled: bool
+    ) -> None:
         self.members = members
         self.step = step
         self.streams = streams
@@ -143,7 +150,8 @@ class _Cohort:
             else:
                 self.program.load(index, saved)
         model = self.program.model
-        self.loss_fn: Any = torch.compile(model.loss) if self.config.compile else model.loss
+        compiled = compiled or self.config.compile
+        self.loss_fn: Any = torch.compile(model.loss, dynamic=False) if compiled else model.loss
         self.valid = [torch.from_numpy(part) for part in streams[self.config.seed].valid_blocks()]
         self.clock = time.monotonic()
 

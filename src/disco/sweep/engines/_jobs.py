@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from disco.runs.schema import Outcome
+from disco.sweep.cohorts import Cohort
 from disco.sweep.progress import Snapshot
 from disco.sweep.study import new_tokens
 from disco.train.config import TrainConfig
@@ -35,6 +36,7 @@ class Job:
     """Runs that train together, the unit of work of a worker."""
 
     runs: list[Run]
+    compiled: bool = False
     deaths: int = 0
     running: bool = False
 
@@ -52,7 +54,11 @@ class Job:
     def halves(self) -> list[Job]:
         """Two jobs with the runs that are left."""
         left = self.left
-        return [Job(left[: len(left) // 2]), Job(left[len(left) // 2 :])]
+        return [Job(half, self.compiled) for half in (left[: len(left) // 2], left[len(left) // 2 :])]
+
+    def cohort(self) -> Cohort:
+        """As it is written down."""
+        return Cohort(tuple(run.config for run in self.runs), self.compiled)
 
 
 @dataclass

@@ -161,7 +161,7 @@ class _Sweep:
         cohorts = group(
             left, lambda config: tokens_reached(config, out), read_cohorts(out, left), workers, memory_to_use()
         )
-        self.jobs = [Job([self.runs[config.id] for config in cohort]) for cohort in cohorts]
+        self.jobs = [Job([self.runs[config.id] for config in each.runs], each.compiled) for each in cohorts]
         self._write_cohorts()
         self.workers: list[_Worker] = []
         self.selector = selectors.DefaultSelector()
@@ -219,7 +219,8 @@ class _Sweep:
         idle = [worker for worker in self.workers if worker.ready and worker.job is None]
         for worker, job in zip(idle, ready, strict=False):
             worker.job, worker.heard, job.running = job, (0.0, 0), True
-            worker.send(configs=[to_dict(run.config) for run in job.left], runs=str(self.out))
+            configs = [to_dict(run.config) for run in job.left]
+            worker.send(configs=configs, runs=str(self.out), compiled=job.compiled)
 
     def _listen(self) -> None:
         for key, _ in self.selector.select(timeout=0.25):
@@ -301,7 +302,7 @@ class _Sweep:
             self._write_cohorts()
 
     def _write_cohorts(self) -> None:
-        write_cohorts(self.out, [[run.config for run in job.runs] for job in self.jobs if job.runs])
+        write_cohorts(self.out, [job.cohort() for job in self.jobs if job.runs])
 
     def _stop(self, received: list[int]) -> None:
         """Has the workers leave their runs with a checkpoint; at once on a second signal."""
