@@ -150,8 +150,10 @@ class _Cohort:
             else:
                 self.program.load(index, saved)
         model = self.program.model
-        compiled = compiled or self.config.compile
-        self.loss_fn: Any = torch.compile(model.loss, dynamic=False) if compiled else model.loss
+        self.loss_fn: Any = model.loss
+        if compiled or self.config.compile:
+            torch.compiler.reset()  # what earlier cohorts compiled counts towards a limit
+            self.loss_fn = torch.compile(model.loss, dynamic=False)
         self.valid = [torch.from_numpy(part) for part in streams[self.config.seed].valid_blocks()]
         self.clock = time.monotonic()
 
