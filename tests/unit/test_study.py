@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from disco.sweep.study import Study, build_study, load_study, new_tokens, rows
+from disco.sweep.adaptive.settings import Adaptive
+from disco.sweep.study import Study, build_study, load_study, new_tokens, rows, scan_key, scan_names
 from disco.train.config import ConfigError, DataConfig
 
 BASE = {"horizon": 2**14, "model": {"width": 16, "depth": 1, "head_size": 8, "context": 64}}
@@ -231,3 +233,44 @@ def test_a_mistake_is_one_line_that_names_file_and_key(tmp_path: Path, text: str
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read the study .*nothing.toml: No such file"):
         load_study(tmp_path / "nothing.toml", prepare)
+
+
+def test_an_adaptive_study_is_a_key_or_a_table() -> None:
+    assert study().adaptive is None
+    assert study(adaptive=False).adaptive is None
+    assert study(adaptive=True).adaptive == Adaptive()
+    table = {"budget": "2^24", "quantity": "plan", "tokens": "2^26", "width": 0.5, "error_rate": 0.01}
+    assert study(adaptive=table).adaptive == Adaptive(
+        budget=2**24, quantity="plan", tokens=2**26, width=0.5, error_rate=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("adaptive", "why"),
+    [
+        (3, "adaptive is true, or a table such as"),
+        ({"buget": 1}, "unknown key 'adaptive.buget'; did you mean 'budget'?"),
+        ({"budget": 0}, "adaptive.budget must be above 0, got 0"),
+        ({"width": "wide"}, "adaptive.width must be a number"),
+        ({"quantity": "loss"}, "adaptive.quantity must be one of eta, norm, plan, got 'loss'"),
+        ({"error_rate": 0.7}, "adaptive.error_rate must be above 0 and at most 0.5, got 0.7"),
+        ({"quantity": "plan"}, "adaptive.tokens is the horizon of the planned run"),
+        ({"tokens": 2**20}, "adaptive.tokens is the horizon of the planned run"),
+    ],
+)
+def test_what_is_wrong_with_an_adaptive_table_is_one_line(adaptive: Any, why: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(why)):
+        study(adaptive=adaptive)
+
+
+def test_an_adaptive_study_has_no_decay() -> None:
+    for sections in ({"decay": {"fraction": 0.25, "at": 2**13}}, {"axes": {"schedule.decay": [0.5]}}):
+        with pytest.raises(ConfigError, match="leave out decay or adaptive"):
+            study(adaptive=True, **sections)
+
+
+def test_scans_are_what_differs_in_more_than_rate_batch_and_horizon() -> None:
+    configs = study(axes={"lr": [0.1, 0.2], "batch": [256, 512], "momentum": [0, 0.9]}).configs
+    assert len({scan_key(config) for config in configs}) == 2
+    names = {scan_names(configs)[i] for i, config in enumerate(configs) if config.optimizer.momentum}
+    assert names == {"d16-L1, momentum=0.9"}

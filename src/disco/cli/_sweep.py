@@ -15,8 +15,10 @@ from disco.cli import _show
 from disco.runs.lock import LOCK, holder
 from disco.runs.reader import read_run
 from disco.runs.schema import CONFIG, DATA
-from disco.runs.units import short
+from disco.runs.units import power, short, two_to
+from disco.sweep.adaptive.rounds import Entry, read_rounds, run_rounds, scans
 from disco.sweep.engines.local import Result, run_study
+from disco.sweep.folder import check_folder
 from disco.sweep.progress import display
 from disco.sweep.record import outcome, read_plan
 from disco.sweep.study import Study, check_data, load_study, new_tokens, rows
@@ -34,10 +36,15 @@ def run(path: Path, data: Sequence[str], out: Path | None, workers: int | None, 
         return 0
     out = out or Path("runs") / _name(path)
     study = load_study(path, partial(prepare, cache=out / DATA, source=data))
+    study = dataclasses.replace(study, notes=(*study.notes, *check_folder(study, out)))
     check_data(study, out / DATA)
     if not as_json:
         _plan(study, as_json)
-    result = run_study(study, out, workers=workers, show=display(as_json))
+
+    def train(plan: Study) -> Result:
+        return run_study(plan, out, workers=workers, show=display(as_json))
+
+    result = run_rounds(study, out, train, partial(_round, as_json=as_json)) if study.adaptive else train(study)
     again = ["disco", "sweep", "run", str(path), "--out", str(out), *(("--data", *data) if data else ())]
     return _ended(result, out, shlex.join(again), as_json)
 
@@ -52,13 +59,45 @@ def _name(path: Path) -> str:
 
 
 def _plan(study: Study, as_json: bool) -> None:
-    if as_json:
+    if study.adaptive:
+        _adaptive_plan(study, as_json)
+    elif as_json:
         runs = [{"id": config.id, "config": to_dict(config)} for config in study.runs]
         _show.document({"name": study.name, "tokens": study.tokens, "notes": study.notes, "runs": runs})
-        return
-    _show.table(rows(study), f"study {study.name}: {len(study.runs)} runs, {short(study.tokens)} tokens")
-    for note in study.notes:
+    else:
+        _show.table(rows(study), f"study {study.name}: {len(study.runs)} runs, {short(study.tokens)} tokens")
+    for note in study.notes if not as_json else ():
         print(f"note: {note}")
+
+
+def _adaptive_plan(study: Study, as_json: bool) -> None:
+    """What an adaptive study may do; which runs it will need is not known beforehand."""
+    settings, every = study.adaptive, scans(study)
+    assert settings is not None
+    budget = sum(scan.space.budget for scan in every)
+    if as_json:
+        spaces = {scan.name: dataclasses.asdict(scan.space) for scan in every}
+        _show.document({"name": study.name, "tokens": budget, "notes": study.notes, "adaptive": spaces})
+        return
+    wanted = {"eta": "the best learning rate", "norm": "the best norm", "plan": "the plan"}[settings.quantity]
+    aim = f"until {wanted} is known to {settings.width:g} octaves"
+    print(f"study {study.name}: adaptive, at most {short(budget)} tokens, {aim}")
+    for scan in every:
+        space = scan.space
+        low, high = two_to(space.rates[0]), two_to(space.rates[-1])
+        batches = ", ".join(map(power, space.batches))
+        where = f"batches {batches}, to {power(space.last)} tokens, learning rates from {low} .. {high} on"
+        print(f"{scan.name}: {where}" if scan.name else where)
+
+
+def _round(entry: Entry, as_json: bool) -> None:
+    if as_json:
+        _show.event("round", **dataclasses.asdict(entry))
+        return
+    runs = f"{len(entry.orders)} runs" if entry.orders else "the end"
+    print(f"round {entry.round}, after {short(entry.spent)} tokens: {runs}")
+    for line in entry.lines:
+        print(f"  {line}", flush=True)
 
 
 def _ended(result: Result, out: Path, again: str, as_json: bool) -> int:
@@ -81,9 +120,13 @@ def status(out: Path, as_json: bool) -> int:
     study = read_plan(out)
     states = [_state(config, out) for config in study.runs]
     running = holder(out / LOCK)
+    rounds = read_rounds(out)
     if as_json:
-        _show.document({"name": study.name, "process": running, "runs": states})
+        also = {"rounds": [dataclasses.asdict(entry) for entry in rounds]} if rounds else {}
+        _show.document({"name": study.name, "process": running, "runs": states} | also)
         return 0
+    for entry in rounds:
+        _round(entry, as_json=False)
     counts = {state: sum(s["state"] == state for s in states) for state in dict.fromkeys(s["state"] for s in states)}
     done = sum(state["tokens"] for state in states)
     print(f"study {study.name}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))

@@ -63,7 +63,7 @@ class Centred:
                 f"axes.lr: 2^{centre:g} and {self.octaves:g} octaves around it, at batch {batch:g}, is too far"
             )
         middle, reach = round(centre / octave), math.floor(self.octaves / octave + 1e-9)
-        return [_power(k * octave) for k in range(middle - reach, middle + reach + 1)]
+        return [power_of_two(k * octave) for k in range(middle - reach, middle + reach + 1)]
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _range(numbers: Mapping[str, float], where: str) -> tuple[float, ...]:
     if last < first:
         raise ConfigError(f"{where}: to ({last:g}) is below from ({first:g})")
     count = math.floor((math.log2(last) - math.log2(first)) / math.log2(step) + 1e-9) + 1
-    return tuple(_power(math.log2(first) + i * math.log2(step)) for i in range(count))
+    return tuple(power_of_two(math.log2(first) + i * math.log2(step)) for i in range(count))
 
 
 def _numbers(value: Mapping[str, Any], where: str, keys: tuple[str, ...]) -> dict[str, float]:
@@ -189,7 +189,7 @@ def _above(value: float, limit: float, where: str) -> None:
         raise ConfigError(f"{where} must be above {limit}, got {value:g}")
 
 
-def _power(exponent: float) -> float:
+def power_of_two(exponent: float) -> float:
     """2^exponent, the same float however a range arrives there; whole numbers stay whole."""
     value: float = 2.0 ** (round(8 * exponent) / 8) if abs(8 * exponent - round(8 * exponent)) < 1e-6 else 2.0**exponent
     return float(round(value)) if value >= 1 and abs(value - round(value)) < 1e-9 * value else value

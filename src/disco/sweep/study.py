@@ -11,6 +11,8 @@
     [decay]                     # branches: from the constant run at each horizon in `at`, decay to 0
     fraction = 0.25
     at = ["2^20", "2^21"]
+    [adaptive]                  # or adaptive = true above: choose the runs as the results come (docs/studies.md)
+    budget = "2^24"
 
 Keys are those of TrainConfig with dots, or the short names in ``axes.ALIASES``. Numbers may be written "2^-5".
 """
@@ -22,13 +24,14 @@ import difflib
 import math
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from disco.runs.units import power
+from disco.sweep.adaptive.settings import Adaptive, read_adaptive
 from disco.sweep.axes import product, read_axes
 from disco.train.config import ConfigError, DataConfig, TrainConfig, from_dict, number, to_dict
 from disco.train.data import TokenStream, check
@@ -36,7 +39,7 @@ from disco.train.data import TokenStream, check
 Prepare = Callable[[DataConfig], DataConfig]
 """``train.data.prepare`` with its cache: fills in digest and vocabulary."""
 
-SECTIONS = ("name", "base", "axes", "decay")
+SECTIONS = ("name", "base", "axes", "decay", "adaptive")
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Study:
     """Decay branches; each starts once its parent, one of ``configs``, has finished."""
     notes: tuple[str, ...] = ()
     """What was rounded or merged."""
+    adaptive: Adaptive | None = None
+    """Not None: ``configs`` only say where to begin, see ``disco.sweep.adaptive``."""
 
     @property
     def runs(self) -> tuple[TrainConfig, ...]:
@@ -131,9 +136,12 @@ def build_study(table: Mapping[str, Any], prepare: Prepare, name: str = "study")
     merged = _merge(configs)
     notes = [f"{len(configs) - len(merged)} duplicate runs merged"] if len(merged) < len(configs) else []
     branches: list[TrainConfig] = []
+    adaptive = read_adaptive(table.get("adaptive", False))
+    if adaptive and ("decay" in table or any(config.schedule.decay for config in merged)):
+        raise ConfigError("an adaptive study continues its runs, so they cannot decay: leave out decay or adaptive")
     if "decay" in table:
         merged, branches = _branch(merged, table["decay"], notes)
-    return Study(name, tuple(_ordered(merged)), tuple(_ordered(branches)), tuple(notes))
+    return Study(name, tuple(ordered(merged)), tuple(ordered(branches)), tuple(notes), adaptive)
 
 
 def _once(prepare: Prepare) -> Prepare:
@@ -212,7 +220,7 @@ def _no_parent(at: float, fraction: Fraction, unit: int, longest: int) -> str:
     )
 
 
-def _ordered(configs: list[TrainConfig]) -> list[TrainConfig]:
+def ordered(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
     """Long runs first, so that no worker is left with one at the end; among equals the middle learning rates first,
     so that the bowls are seen early, and small batches first, which take longest.
     """
@@ -235,6 +243,24 @@ def _but_lr(config: TrainConfig) -> str:
     content = to_dict(config)
     del content["optimizer"]["lr"], content["parent"], content["keep"]
     return str(content)
+
+
+def scan_key(config: TrainConfig) -> str:
+    """What all runs of one adaptive scan have in common: everything but rate, batch and horizon."""
+    context = config.model.context
+    optimizer = dataclasses.replace(config.optimizer, lr=1.0)
+    return dataclasses.replace(config, optimizer=optimizer, batch=context, horizon=context, keep=()).id
+
+
+def scan_names(configs: Sequence[TrainConfig]) -> list[str]:
+    """The model of each configuration, and in what else they differ: "d64-L2, momentum=0.9"."""
+    varied = _varied(tuple(configs))
+    names = []
+    for config in configs:
+        settings = _flat(to_dict(config))
+        also = [f"{key.split('.', 1)[-1]}={settings[key]}" for key in varied]
+        names.append(", ".join([f"d{config.model.width}-L{config.model.depth}", *also]))
+    return names
 
 
 def rows(study: Study) -> list[dict[str, str]]:
