@@ -15,7 +15,7 @@ from disco.cli import _show
 from disco.runs.lock import LOCK, holder
 from disco.runs.reader import read_run
 from disco.runs.schema import CONFIG, DATA
-from disco.runs.units import short
+from disco.runs.units import counted
 from disco.sweep.engines.local import Result, run_study
 from disco.sweep.progress import display
 from disco.sweep.record import outcome, read_plan
@@ -56,7 +56,7 @@ def _plan(study: Study, as_json: bool) -> None:
         runs = [{"id": config.id, "config": to_dict(config)} for config in study.runs]
         _show.document({"name": study.name, "tokens": study.tokens, "notes": study.notes, "runs": runs})
         return
-    _show.table(rows(study), f"study {study.name}: {len(study.runs)} runs, {short(study.tokens)} tokens")
+    _show.table(rows(study), f"study {study.name}: {len(study.runs)} runs, {counted(study.tokens)} tokens")
     for note in study.notes:
         print(f"note: {note}")
 
@@ -87,7 +87,7 @@ def status(out: Path, as_json: bool) -> int:
     counts = {state: sum(s["state"] == state for s in states) for state in dict.fromkeys(s["state"] for s in states)}
     done = sum(state["tokens"] for state in states)
     print(f"study {study.name}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
-    print(f"{short(done)} of {short(study.tokens)} tokens; " + (f"process {running}" if running else "not running"))
+    print(f"{counted(done)} of {counted(study.tokens)} tokens; " + (f"process {running}" if running else "not running"))
     _show.table([{key: str(value) for key, value in s.items()} for s in states if s["state"] != "finished"])
     return 0
 
