@@ -16,11 +16,12 @@ from typing import Any
 
 from disco.fit import BOOTSTRAPS, StudyFit, fit_table
 from disco.guide import Plan, plan, sweep_settings
-from disco.report import render_optima, render_plan, render_rules, write_report
+from disco.report import render_fit, render_plan, write_report
+from disco.report.text import terminal_width
 from disco.runs.reader import read_runs
 from disco.runs.schema import DATA
 from disco.runs.table import columns
-from disco.runs.units import duration, short
+from disco.runs.units import counted, duration
 from disco.runs.writer import write_json
 from disco.sweep.engines.local import Result, run_study
 from disco.sweep.forecast import Forecast, forecast
@@ -83,8 +84,8 @@ def run(
     else:
         _show(fit, next_plan)
         print(f"{_outcomes(result)} in {duration(time.monotonic() - started)}. The page: {page.resolve()}")
-    for problem in records.problems:
-        print(f"disco: warning: {problem}", file=sys.stderr)
+    for note in (*records.problems, *(() if as_json else (*fit.warnings, *next_plan.warnings))):
+        print(f"disco: warning: {note}", file=sys.stderr)
     return 1 if result.failed else 2 if records.problems else 0
 
 
@@ -99,7 +100,7 @@ def _announce(study: Study, expected: Forecast, out: Path, workers: int) -> None
     done = len(study.runs) - expected.runs
     print(
         f"\n  {len(study.runs)} runs{f' ({done} already done)' if done else ''} in {expected.cohorts} cohorts, "
-        f"{short(study.tokens)} tokens, {workers} processes; expected: {duration(expected.seconds)}"
+        f"{counted(study.tokens)} tokens, {workers} processes; expected: {duration(expected.seconds)}"
     )
     print(f"  records in {out}; stop with Ctrl-C, the same command continues\n", flush=True)
 
@@ -113,11 +114,10 @@ def load(quick: bool, seed: int, data: Sequence[str], out: Path) -> Study:
 
 
 def _show(fit: StudyFit, next_plan: Plan) -> None:
-    print("\nThe optimum for each number of tokens:\n")
-    print(render_optima(fit))
-    print(render_rules(fit, next_plan.family, next_plan.model))
-    print("\nFor a run of twice the tokens:\n")
-    print(render_plan(next_plan))
+    """As ``disco fit`` and ``disco plan`` do."""
+    width = terminal_width()
+    print(f"\n{render_fit(fit, width)}")
+    print(f"\n\nFor a run of twice the tokens:\n\n{render_plan(next_plan, width)}\n", flush=True)
 
 
 def _outcomes(result: Result) -> str:

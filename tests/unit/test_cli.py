@@ -87,12 +87,22 @@ def test_records_studies_and_the_parent_of_a_sweep_need_no_torch(module: str) ->
         (["plan", "no.json", "--tokens", "2^30"], "cannot read the fit no.json: No such file or directory"),
         (["plan", "bad.toml", "--tokens", "2^30"], "bad.toml is not what disco fit writes: "),
         (["plan", "no.json"], "Missing from disco plan: --tokens NUMBER"),
-        (["plan", "no.json", "--tokens", "many"], "--tokens must be a number such as 0.03 or \"2^-5\", got 'many'"),
-        (["plan", "no.json", "--tokens", "nan"], "--tokens must be a number such as 0.03 or \"2^-5\", got 'nan'"),
-        (["plan", "no.json", "--tokens", "inf"], "--tokens must be a number such as 0.03 or \"2^-5\", got 'inf'"),
-        (["plan", "no.json", "--tokens", "2^5000"], "--tokens must be a number such as"),
-        (["plan", "no.json", "--tokens", "2^0.5"], "--tokens must be a whole number, got '2^0.5'"),
-        (["plan", "no.json", "--tokens", "8", "--batch", "1.5"], "--batch must be a whole number, got '1.5'"),
+        *(
+            (
+                ["plan", "no.json", "--tokens", text],
+                f"tokens must be a count of tokens such as 2^30, 1e9, 10B or 20k, got '{text}'",
+            )
+            for text in ("many", "nan", "inf", "2^5000", "5X", "1.5k5", "1,000", "k", "")
+        ),
+        (["plan", "no.json", "--tokens", "2^0.5"], "--tokens must be a positive whole number, got '2^0.5'"),
+        (["plan", "no.json", "--tokens", "0"], "--tokens must be a positive whole number, got '0'"),
+        (["plan", "no.json", "--tokens", "1e300"], "--tokens must be at most 1e+18 tokens, got '1e300'"),
+        (["plan", "no.json", "--tokens", "-3"], "--tokens must be a positive whole number, got '-3'"),
+        (["plan", "no.json", "--tokens", "8", "--batch", "1.5"], "--batch must be a positive whole number, got '1.5'"),
+        (
+            ["plan", "no.json", "--tokens", "8", "--max-batch", "0"],
+            "--max-batch must be a positive whole number, got '0'",
+        ),
         (["runs", "ls", "nowhere"], "nowhere is not a folder of runs"),
         (["runs", "show", "nowhere"], "nowhere is not a folder of runs"),
     ],
@@ -136,6 +146,7 @@ def test_settings_are_toml_values_or_plain_text(tmp_path: Path) -> None:
         "optimizer.ratios={hidden = 0.125}",
         "keep=[4096, 8192]",
     ]
+    assert load_config(path, ["horizon=1.024M"]).horizon == 1_024_000
     result = load_config(path, settings)
     assert (result.batch, result.model.context, result.model.placement) == (4096, 1024, "output")
     assert (result.optimizer.lr, result.optimizer.ratios["hidden"], result.keep) == (2**-5.5, 0.125, (4096, 8192))
@@ -150,7 +161,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
     Path("s.toml").write_text(STUDY)
     assert main(["sweep", "run", "s.toml", "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert "study s: 2 runs, 8.19k tokens" in shown
+    assert "study s: 2 runs, 2^13 tokens" in shown
     assert "2^-4 .. 2^-3" in shown
     assert main(["sweep", "run", "s.toml", "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -193,8 +204,8 @@ def test_listing_and_showing_runs(runs: Path, capsys: pytest.CaptureFixture[str]
         "2^8",
         "2^-3",
         "0",
-        "16.4k",
-        "16.4k",
+        "2^14",
+        "2^14",
         "4.0010",
         "2^5",
         "finished",

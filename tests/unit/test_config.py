@@ -117,6 +117,15 @@ def test_what_is_no_finite_number_is_one_clear_line(value: Any) -> None:
         TrainConfig(horizon=value)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("20k", 20e3), ("3.5M", 3.5e6), ("1B", 1e9), ("1.1B", 1.1e9), ("10 b", 1e10), ("2G", 2e9), ("1T", 1e12),
+     ("1_000_000", 1e6), ("1_500k", 1.5e6), ("2^30", 2.0**30), ("1e9", 1e9)],
+)  # fmt: skip
+def test_counts_in_short(text: str, value: float) -> None:
+    assert number(text, "horizon") == value
+
+
 def test_a_table_that_is_none_is_named() -> None:
     with pytest.raises(ConfigError, match=r"^model must be a table, got 3$"):
         from_dict(TrainConfig, {"model": 3})

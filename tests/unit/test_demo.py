@@ -11,6 +11,7 @@ import pytest
 from records import config, write
 
 from disco import demo
+from disco.cli import main
 from disco.runs.schema import METRICS
 from disco.sweep.engines.local import Result
 from disco.sweep.forecast import OVERHEAD, START_SECONDS, forecast
@@ -73,6 +74,21 @@ def test_other_studies_in_the_folder_are_not_fitted(
         (horizon,) = json.loads((tmp_path / "fit.json").read_text())["horizons"]
         assert horizon["lr"] == pytest.approx(seed - 3, abs=0.01)
         assert "7 runs (7 finished)" in (tmp_path / "report.html").read_text()
+
+
+def test_the_demo_says_what_fit_and_plan_say(
+    tmp_path: Path, calibrated: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo.run(out=tmp_path, workers=1) == 0
+    told = capsys.readouterr()
+    runs = [str(tmp_path / each.id) for each in grid(0)]
+    assert main(["fit", *runs, "-o", str(tmp_path / "again.json")]) == 0
+    fit = capsys.readouterr()
+    assert main(["plan", str(tmp_path / "again.json"), "--tokens", str(2 * grid(0)[0].horizon)]) == 0
+    plan = capsys.readouterr()
+    assert fit.out.rpartition("\nfit: ")[0] in told.out
+    assert plan.out.rstrip() in told.out
+    assert all(line in told.err for line in (fit.err + plan.err).splitlines())
 
 
 def test_damage_is_told_at_the_end(tmp_path: Path, calibrated: list[str], capsys: pytest.CaptureFixture[str]) -> None:

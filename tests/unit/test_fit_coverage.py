@@ -2,13 +2,15 @@
 
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.coverage import cell, transfer
+from benchmarks.coverage import cell, rules, transfer
 from benchmarks.coverage.generator import SHAPES
 
 
@@ -41,10 +43,36 @@ def test_edges_are_told(grid: tuple[float, int]) -> None:
     assert inside < 0.05
 
 
-def test_verdicts_err_at_the_stated_rate() -> None:
-    """5% and three standard deviations of 400 draws."""
+@pytest.mark.parametrize(("memory", "optima"), [(None, 6), (0.5, 6), (1.0, 4), (1.0, 9)])
+def test_verdicts_err_at_the_stated_rate(memory: float | None, optima: int) -> None:
+    """5% and three standard deviations of 400 draws, also where errors of horizons are correlated."""
     most = 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
-    at_margin, at_zero = transfer.verdicts(1.0, 6, 0.1, 400, seed=3), transfer.verdicts(0.0, 6, 0.1, 400, seed=4)
+    at_margin = transfer.verdicts(1.0, optima, 0.1, 400, seed=3, memory=memory)
+    at_zero = transfer.verdicts(0.0, optima, 0.1, 400, seed=4, memory=memory)
     assert at_margin["transfers"] <= most
     assert at_margin["drifts"] <= most
     assert at_zero["drifts"] <= most
+
+
+def test_verdicts_with_resampled_runs() -> None:
+    """8 whole studies, true slopes of none, one and three margins."""
+    said: Counter[tuple[float, str]] = Counter()
+    for how, slope, verdict in transfer.of_studies(8, 100, 3):
+        said[slope, verdict] += how == "resampled runs"
+    assert said[0.0, "drifts"] == said[3.0, "transfers"] == 0
+    assert said[1.0, "transfers"] <= 2  # 5% of 8 and three standard deviations
+    assert said[0.0, "transfers"] >= 3
+    assert said[3.0, "drifts"] >= 6
+
+
+def test_exponents_of_joint_optima_cover() -> None:
+    """Flanks unlike each other: the vertex of a plain bowl drifts with the best batch. Exponents of bowls with a cubic
+    held 4 of these 16."""
+    shapes = (("exponential", 1.5), ("exponential", 2.0), ("logcosh", 1.5), ("quartic", 1.5))
+    settings = [rules.Setting(grid, shape, 0.003) for grid in ("half octaves", "cut off") for shape in shapes]
+    covered = []
+    for index, setting in enumerate(settings):
+        found = rules.one(setting, np.random.default_rng([5, index]), 100)
+        covered += [inside for quantity, _, inside in found if quantity.startswith("joint") and inside is not None]
+    assert len(covered) >= 14
+    assert np.mean(covered) >= 0.8

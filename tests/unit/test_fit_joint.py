@@ -1,6 +1,7 @@
 """disco.fit.joint and disco.fit.near_optimal."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -58,8 +59,8 @@ def test_diverged_runs_take_no_part() -> None:
 
 
 def test_intervals_cover() -> None:
-    """90% over the noise, and nearly so for lopsided bowls, which a quadratic cannot follow."""
-    for skew, least in ((0.0, 0.85), (0.1, 0.75)):
+    """90% over the noise, for lopsided bowls too, which a quadratic cannot follow."""
+    for skew in (0.0, 0.1, 0.2):
         inside = np.zeros(2)
         for seed in range(100):
             found = joint(*bowl(0.01, skew=skew, seed=seed))
@@ -69,8 +70,41 @@ def test_intervals_cover() -> None:
                 found.lr_interval[0] <= -4.3 <= found.lr_interval[1],
                 found.batch_interval[0] <= 11.4 <= found.batch_interval[1],
             )
-        assert np.all(inside / 100 >= least)
+        assert np.all(inside / 100 >= 0.85)
         assert np.all(inside / 100 <= 0.99)
+
+
+def test_the_place_on_the_grid_does_not_move_a_lopsided_optimum() -> None:
+    """Wherever the best batch lies among the batches; a bowl with a cubic was off by up to 0.14 octaves."""
+    off = []
+    for centre in np.arange(10.0, 12.6, 0.5):
+        lr, batch, loss = bowl(0.002, centre=(-4.3 + 0.4 * (centre - 11.4), centre), skew=0.25)
+        found = joint(lr, batch, loss)
+        assert found.batch_interval is not None
+        assert found.batch_interval[0] < centre < found.batch_interval[1]
+        off.append(found.batch - centre)
+    assert np.max(np.abs(off)) < 0.12
+    assert abs(np.polyfit(np.arange(6) * 0.5, off, 1)[0]) < 0.05
+
+
+def test_rounding_does_not_move_it() -> None:
+    lr, batch, loss = bowl(0.01, skew=0.1)
+    found, again = joint(lr, batch, loss), joint(lr, batch, loss + 1e-9 * np.sin(np.arange(len(loss))))
+    assert (again.lr, again.batch) == pytest.approx((found.lr, found.batch), abs=1e-6)
+    assert again.batch_interval == pytest.approx(found.batch_interval, abs=1e-6)
+
+
+def test_many_runs_take_little_memory() -> None:
+    """20,000 runs: nothing of runs x runs is made."""
+    rng = np.random.default_rng(0)
+    u, v = rng.uniform(-9, 0, 20_000), rng.uniform(8, 15, 20_000)
+    loss = 2 + 0.05 * (u + 4.3 - 0.4 * (v - 11.4)) ** 2 + 0.02 * (v - 11.4) ** 2 + rng.normal(0, 0.01, len(u))
+    tracemalloc.start()
+    found = joint(2**u, 2**v, loss)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.batch == pytest.approx(11.4, abs=0.05)
+    assert peak < 100e6
 
 
 def test_near_optimal_region_of_an_exact_bowl() -> None:

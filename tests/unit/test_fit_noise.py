@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.coverage.generator import Truth, bowl, study
 
-from disco.fit._cells import complete, fit_cells
+from disco.fit._cells import complete, fit_cells, split
 from disco.fit._noise import Contrasts, Noise, pooled_noise
 from disco.fit._optimum import contrasts
 
@@ -42,9 +42,31 @@ def test_noise_follows_batch_and_tokens() -> None:
     assert found[0].freedom == pytest.approx(20 * 14 - 2)
     shared = pooled_noise(seeds, batch, tokens, runs=list(batch))
     assert shared[0] is not None
-    assert shared[0].freedom == pytest.approx(20 * 14 / 2 - 2)  # four horizons of one run count as two
+    assert shared[0].correlation == pytest.approx(0.495)  # no residuals: the prior's
+    of_squares = 0.495 ** (2 * np.abs(np.subtract.outer(range(4), range(4))))
+    assert shared[0].freedom == pytest.approx(20 * 14 * 4 / of_squares.sum() - 2, rel=0.02)  # four horizons as 2.8
+    assert found[0].freedom > shared[0].freedom
+    assert math.isnan(found[0].correlation)
     few = pooled_noise(seeds[:3], batch[:3], tokens[:3])
     assert len({item.sd for item in few if item}) == 1
+
+
+@pytest.mark.parametrize("true", [0.1, 0.5, 0.85])
+def test_correlation_along_runs_is_seen(true: float) -> None:
+    """From residuals of the cells' own curves, whose shape and place change with the horizon; shrunk to 1/2."""
+    rng = np.random.default_rng(2)
+    found = []
+    for _ in range(6):
+        truth = Truth(lr_batch=0.6, lr_tokens=-0.4)
+        memory = math.log(0.5) / math.log(true)
+        table = study(rng, truth, np.arange(-7.0, 0.1, 0.5), bowl("logcosh", 1.5), noise=0.006, memory=memory)
+        cells = list(split(table, "batch", "tokens"))
+        batch, tokens = ([float(rows[name][0]) for rows in cells] for name in ("batch", "tokens"))
+        scans = [contrasts(np.log2(rows["lr"]), rows["loss"]) for rows in cells]
+        known = next(item for item in pooled_noise(scans, batch, tokens, batch) if item)
+        found.append(known.correlation)
+    assert np.mean(found) == pytest.approx(true, abs=0.15)
+    assert np.std(found) < 0.2
 
 
 def test_nothing_known_is_none() -> None:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from disco.errors import UserError
 from disco.fit import Transfer, norm_transfer
@@ -34,14 +35,14 @@ def test_what_would_tell_does() -> None:
     noise = np.array([1.0, -2.0, 0.5, 1.5, -1.0])
     noise -= design @ np.linalg.lstsq(design, noise)[0]
     noise *= 0.2 * math.sqrt(3 / np.sum(noise**2))
-    needed = norm_transfer(2**octaves, 2 ** (6 + noise), 0.1).needed
+    needed = norm_transfer(2**octaves, 2 ** (6 + noise), 0.1, shared=range(5)).needed
     assert needed is not None
     assert needed.optima is not None
     rng = np.random.default_rng(6)
     scales = np.tile(octaves, math.ceil(needed.optima / 5))[: needed.optima]
     told = [
-        norm_transfer(2**scales, 2 ** (6 + rng.normal(0, 0.2, needed.optima)), 0.1).verdict == "transfers"
-        for _ in range(400)
+        norm_transfer(2**scales, 2 ** (6 + draw), 0.1, shared=range(needed.optima)).verdict == "transfers"
+        for draw in rng.normal(0, 0.2, (400, needed.optima))
     ]
     assert np.mean(told) == pytest.approx(0.8, abs=3 * math.sqrt(0.16 / 400) + 0.04)  # and the uneven last round
 
@@ -63,6 +64,59 @@ def test_a_larger_error_from_resampling_counts() -> None:
     assert plain.strain < 1
     assert norm_transfer(TOKENS, 2 ** (6 + 0.1 * WIGGLE), margin=0.05, error=0.04).verdict == "cannot tell"
     assert norm_transfer(TOKENS, 2 ** (6 + 0.1 * WIGGLE), margin=0.05, error=1e-6) == plain
+
+
+def test_shared_runs_widen_the_interval() -> None:
+    """Against the textbook where nothing is shared, and a simulation where all is."""
+    norms = 2 ** (6 + WIGGLE)
+    line = stats.linregress(np.log2(TOKENS), 6 + WIGGLE)
+    alone = norm_transfer(TOKENS, norms, 0.05, shared=range(6))
+    assert (alone.error, alone.freedom) == pytest.approx((line.stderr, 4))
+    assert math.isnan(alone.correlation)
+    assert norm_transfer(TOKENS, norms, 0.05, correlation=0).error == pytest.approx(line.stderr)
+    shared = norm_transfer(TOKENS, norms, 0.05)
+    assert shared.slope == alone.slope
+    assert shared.correlation == 0.5
+    assert shared.freedom < 4
+
+    rng = np.random.default_rng(0)
+    x = np.arange(6) - 2.5
+    errors = rng.normal(size=(20000, 6)) @ np.linalg.cholesky(0.5 ** np.abs(np.subtract.outer(x, x))).T
+    slopes = errors @ x / (x @ x)
+    left = errors - errors.mean(axis=1, keepdims=True) - np.outer(slopes, x)
+    textbook = math.sqrt(np.mean(np.sum(left**2, axis=1)) / 4 / (x @ x))
+    assert shared.error / alone.error == pytest.approx(np.std(slopes) / textbook, rel=0.02)
+
+
+def test_labels_say_which_optima_share_runs() -> None:
+    twice, norms = np.tile(TOKENS, 2), 2 ** (6 + np.r_[WIGGLE, WIGGLE[::-1]])
+    plain = norm_transfer(twice, norms, 0.05)
+    assert plain == norm_transfer(twice, norms, 0.05, shared=["a"] * 6 + ["b"] * 6)  # the first of every scale together
+    pairs = norm_transfer(twice, norms, 0.05, shared=[0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5])
+    alone = norm_transfer(twice, norms, 0.05, shared=range(12))
+    assert plain.error > pairs.error
+    assert plain.error > alone.error
+    assert plain.freedom < pairs.freedom < alone.freedom == 10
+
+
+def test_an_error_with_degrees_stands_alone() -> None:
+    found = norm_transfer(TOKENS, 2 ** (6 + WIGGLE), 0.05, error=0.01, degrees=20)
+    half = stats.t.ppf(0.95, 20) * 0.01
+    assert found.interval == pytest.approx((found.slope - half, found.slope + half))
+    assert (found.error, found.freedom) == (0.01, 20)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"correlation": 1.0}, "correlation must be at least 0 and below 1, got 1.0"),
+        ({"shared": [1, 2]}, r"a label for each of 6 optima, got shape \(2,\)"),
+        ({"error": 0.1, "degrees": 0}, "degrees of freedom must be positive, got 0"),
+    ],
+)
+def test_what_is_refused(wrong: dict[str, object], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        norm_transfer(TOKENS, 2 ** (6 + WIGGLE), 0.05, **wrong)  # type: ignore[arg-type]
 
 
 def test_norms_side_by_side_by_what_their_drift_costs() -> None:

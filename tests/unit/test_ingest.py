@@ -92,11 +92,11 @@ def test_records_written_from_a_table_are_the_table(tmp_path: Path) -> None:
 def test_every_dropped_row_has_a_reason() -> None:
     rows = [
         {}, {"lr": None}, {"lr": -0.1}, {"lr": 0.0}, {"lr": math.inf}, {"lr": math.nan}, {"batch": 0}, {"batch": None},
-        {"tokens": None}, {"tokens": 0}, {"loss": None}, {}, {"loss": math.nan, "lr": 0.2},
+        {"tokens": None}, {"tokens": 0}, {"loss": None}, {}, {"loss": math.nan, "lr": 0.2}, {"batch": 0.5},
     ]  # fmt: skip
     ingested = ingest(table(*rows))
     assert ingested.dropped == {
-        "lr is not positive": 2, "lr is too large": 1, "lr is missing": 2, "batch is not positive": 1,
+        "lr is not positive": 2, "lr is too large": 1, "lr is missing": 2, "batch is not positive": 2,
         "batch is missing": 1, "tokens is missing": 1, "tokens is not positive": 1, "loss is missing": 1,
         "repeats another row": 1,
     }  # fmt: skip

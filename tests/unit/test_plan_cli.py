@@ -1,6 +1,7 @@
 """``disco plan`` at the command line."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ from synthetic import columns
 from disco.cli import main
 from disco.fit import StudyFit, fit_table
 from disco.guide import Plan, plan
+from disco.runs.units import UNKNOWN, power
 
 RATES = np.arange(-9.0, 2.0)
-SWEEP = {"optimizer.name": "scion", "optimizer.momentum": 0.0, "schedule.decay": 0.0, "schedule.shape": "constant"}
+SWEEP = {
+    "optimizer.name": "scion", "optimizer.momentum": 0.0, "optimizer.weight_decay": 0.0, "schedule.decay": 0.0,
+    "schedule.shape": "constant",
+}  # fmt: skip
 Capture = pytest.CaptureFixture[str]
 
 
@@ -47,15 +52,68 @@ def test_the_text_fits_a_terminal_and_says_it_all(file: Path, capsys: Capture) -
     assert main(["plan", str(file), "--tokens", "2^23", "--max-batch", "2000", "--momentum", "0.9"]) == 0
     printed = capsys.readouterr()
     assert max(map(len, printed.out.splitlines())) <= 100
-    assert printed.out.startswith("8.39M tokens (2^23) with d32-L2 scion\ntrust: caution\n")
+    assert printed.out.startswith(
+        "2^23 tokens (8,388,608) with d32-L2 scion\ntrust: caution: extrapolated 2.0 doublings of tokens from a"
+    )
     for part in (
-        "capped", "the largest allowed; best: 2^1", "Cost of being wrong: ", "The cap on the batch costs ",
+        "90%: 2^10.97 .. 2^10.97   capped", "the largest allowed; best without the cap: 2^1", "Cost of being wrong: ",
+        "The cap on the batch costs ",
         "Largest batch that costs at most ", "Rests on 20 cells", "extrapolated 2.0 doublings",
         "step-law: 1.79 N^-0.713 D^0.307", "two-stage", "joint", "one-stage", "paper's recipe",
         "Output norm along the way", "Runs that would narrow this most per token",
     ):  # fmt: skip
         assert part in printed.out
+    found = shown(capsys, file, "--tokens", "2^23", "--max-batch", "2000")
+    number = r"([\d.]+)"
+    form = rf"The cap on the batch costs {number} nats against the best one \(90%: {number} to {number} nats"
+    (said,) = re.findall(form, printed.out)
+    cost = found["cost"]
+    assert list(map(float, said)) == pytest.approx([cost["of_batch"], *cost["of_batch_interval"]], rel=0.05)
+    now, first = (line.split() for line in printed.out.partition("Runs that would")[2].splitlines()[3:5])
+    assert now == ["now", f"±{found['lr_half']:.2f}", f"±{found['batch_half']:.2f}"]
+    assert float(first[-3][1:]) <= found["lr_half"]
     assert "momentum is 0.9, in the sweep 0" in printed.err
+
+
+def test_one_batch_shows_what_is_known_and_says_why_the_rest_is_not(tmp_path: Path, capsys: Capture) -> None:
+    fit = fit_table(columns(RATES, batches=(2048,), noise=0.004, rng=np.random.default_rng(3)), bootstraps=200)
+    (tmp_path / "fit.json").write_text(json.dumps(fit.to_dict()))
+    assert main(["plan", str(tmp_path / "fit.json"), "--tokens", "2^22"]) == 0
+    printed = capsys.readouterr().out
+    assert UNKNOWN not in printed
+    ways = printed.partition("Other ways to answer")[2]
+    assert ways.splitlines()[3].split()[:2] == ["two-stage", power(plan(fit, 2**22).lr.value)]
+    assert "No answer by joint: " in printed
+    assert "No answer by optimal-norm, power-lines, bjorck: it gives exponents only" in printed
+    advice = printed.partition("Runs that would narrow")[2]
+    assert "saves" not in advice.splitlines()[1]
+    assert "batch 90%" not in advice
+    assert "There is no interval of the best batch yet, so what these runs do to it is not known" in advice
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("1B", 10**9), ("10B", 10**10), ("3.5M", 3_500_000), ("2^30", 2**30), ("1e9", 10**9), ("1_000_000", 10**6)],
+)
+def test_counts_of_tokens_in_every_form(text: str, tokens: int, file: Path, capsys: Capture) -> None:
+    assert shown(capsys, file, "--tokens", text)["tokens"] == tokens
+    capped = shown(capsys, file, "--tokens", "2^30", "--batch", "20k", "--max-batch", text, "--context", "1k")
+    assert capped["batch"]["value"] == 20_000
+
+
+def test_a_table_without_momentum_is_not_one_with_none(tmp_path: Path, capsys: Capture) -> None:
+    table = columns(RATES)
+    names = ("batch", "lr", "tokens", "loss", "sigma")
+    lines = [",".join(map(str, row)) for row in zip(*(table[name] for name in names), strict=True)]
+    (tmp_path / "runs.csv").write_text("\n".join((",".join(names), *lines)))
+    output = tmp_path / "fit.json"
+    assert main(["fit", str(tmp_path / "runs.csv"), "--bootstraps", "0", "-o", str(output)]) == 0
+    capsys.readouterr()
+    assert main(["plan", str(output), "--tokens", "2^22", "--momentum", "0.9", "--schedule", "constant"]) == 0
+    printed = capsys.readouterr()
+    said = "the sweep's decay of the learning rate (fraction) and momentum are not recorded"
+    assert f"trust: caution: {said}" in printed.out
+    assert "in the sweep" not in printed.out + printed.err
 
 
 def test_what_is_not_to_be_trusted_is_said_first(file: Path, capsys: Capture) -> None:

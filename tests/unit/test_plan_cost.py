@@ -53,7 +53,12 @@ def test_a_given_batch_costs_its_distance_from_the_best(fit: StudyFit, free: Pla
 def test_a_cap_is_kept_and_priced(fit: StudyFit, free: Plan) -> None:
     capped = plan(fit, 2**22, max_batch=1500)
     assert (capped.batch.value, capped.batch.source) == (1500, "capped")
-    assert capped.batch.interval == free.batch.interval
+    assert free.batch.interval is not None
+    assert free.batch.interval[0] > 1500
+    assert capped.batch.interval == (1500, 1500)  # of the batches that are allowed it is the best for sure
+    loose = plan(fit, 2**22, max_batch=2**12 - 1)
+    assert loose.batch.interval == (free.batch.interval[0], 2**12 - 1)
+    assert loose.batch_half == free.batch_half  # of the best batch without the cap
     away = 12 - math.log2(1500)
     assert capped.cost.of_batch == pytest.approx(BATCH * away**2, rel=0.4)
     assert math.log2(capped.lr.value) == pytest.approx(-4 + 0.6 * (math.log2(1500) - 11) - 1, abs=0.1)
@@ -79,11 +84,15 @@ def test_largest_batch_grows_with_the_tolerance_and_the_tokens(fit: StudyFit, fr
 
 def test_advice_is_ranked_by_what_a_token_buys(free: Plan) -> None:
     assert len(free.advice) == 3
-    assert [item.rate for item in free.advice] == sorted((item.rate for item in free.advice), reverse=True)
-    half = math.log2(free.lr.interval[1] / free.lr.interval[0]) / 2 if free.lr.interval else math.nan
+    rates = [item.saved / item.tokens for item in free.advice]
+    assert rates == sorted(rates, reverse=True)
+    assert free.lr.interval is not None
+    assert free.lr_half == pytest.approx(math.log2(free.lr.interval[1] / free.lr.interval[0]) / 2)
+    assert free.batch_half is not None
     for item in free.advice:
         assert 0 < item.saved < (free.cost.expected or 0)
-        assert item.lr_half < half
+        assert item.lr_half < free.lr_half
+        assert item.batch_half <= free.batch_half
 
 
 def test_a_longer_horizon_narrows_the_interval_about_as_foretold(fit: StudyFit, free: Plan) -> None:
@@ -101,7 +110,13 @@ def test_a_longer_horizon_narrows_the_interval_about_as_foretold(fit: StudyFit, 
 
 def test_advice_for_one_batch_is_to_try_another() -> None:
     fit = fit_table(columns(RATES, batches=(2048,), noise=0.004, rng=np.random.default_rng(5)))
-    assert any("batch 2^12" in item.what or "batch 2^10" in item.what for item in plan(fit, 2**22).advice)
+    found = plan(fit, 2**22)
+    assert any("batch 2^12" in item.what or "batch 2^10" in item.what for item in found.advice)
+    assert found.batch_half is None
+    for item in found.advice:  # nothing that rests on the prior of the best batch alone
+        assert math.isnan(item.batch_half)
+        assert math.isnan(item.saved)
+        assert item.lr_half <= (found.lr_half or 0)
 
 
 def test_no_optimum_no_price() -> None:

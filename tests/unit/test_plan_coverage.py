@@ -17,6 +17,6 @@ def test_intervals_of_the_plan_cover() -> None:
         "norm of the run, at the end",
     ):  # fmt: skip
         assert sum(each.covered is not None for each in tally.outcomes[name, "all"]) >= 15
-        assert tally.covered(name) >= 0.75
+        assert tally.covered(name) >= 0.85
     expected, lost = (sum(pair[i] for pair in tally.costs["all"]) for i in (0, 1))
     assert 0.5 < expected / lost < 5

@@ -50,6 +50,9 @@ def test_no_norms_no_way() -> None:
     assert found.norms == ()
     assert math.isnan(found.norm.value)
     few = columns(RATES, batches=(2048,), horizons=(2**20,))
+    one = grown(0.05)
+    one = {name: values[one["tokens"] == 2**20] for name, values in one.items()}
+    assert plan(fit_table(one), 2**21).norms == ()  # path, rate and batch move together: growth is not told from them
     keep = np.abs(np.log2(few["lr"]) + 4) < 3
     assert plan(fit_table({name: values[keep] for name, values in few.items()}), 2**21).norms == ()
 

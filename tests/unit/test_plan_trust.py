@@ -1,6 +1,7 @@
 """Whether a plan says what speaks against it."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,18 @@ from synthetic import columns, write_runs
 
 from disco.errors import UserError
 from disco.fit import StudyFit, fit_table
-from disco.guide import plan, sweep_settings
-from disco.guide._settings import differences
+from disco.guide import Answer, Curvatures, plan, sweep_settings
+from disco.guide._estimates import stages
+from disco.guide._overlay import disagreements
+from disco.guide._settings import differences, unrecorded
+from disco.guide._target import Size, choose
 from disco.runs.reader import read_runs
 
 RATES = np.arange(-9.0, 2.0)
-SWEEP = {"optimizer.name": "scion", "optimizer.momentum": 0.0, "schedule.decay": 0.0, "model.context": 128}
+SWEEP = {
+    "optimizer.name": "scion", "optimizer.momentum": 0.0, "optimizer.weight_decay": 0.0, "schedule.decay": 0.0,
+    "model.context": 128,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +41,19 @@ def test_trust_falls_with_the_reach(fit: StudyFit) -> None:
     assert plan(fit, 2**25).warnings[0] == (
         "extrapolated 4.0 doublings of tokens from a study that spans 3.0: a law that bends would not show"
     )
+
+
+def test_one_batch_of_a_model_beside_others_with_several() -> None:
+    """The family's rule knows the best batch, the model's own runs do not."""
+    one = columns(RATES, model=(64, 2), batches=(2048,))
+    several = columns(RATES)
+    fit = fit_table({name: np.concatenate([one[name], several[name]]) for name in one})
+    found = plan(fit, 2**22, model="d64-L2")
+    assert (found.batch.source, found.trust) == ("rule", "caution")
+    assert found.warnings[0].startswith("one batch was swept with this model")
+    alone = plan(fit_table(one), 2**22)
+    assert alone.trust == "do not trust"
+    assert "one batch was swept, so nothing is known about the best one" in alone.warnings
 
 
 def test_cells_without_an_optimum_are_a_reason() -> None:
@@ -61,10 +81,56 @@ def test_what_neither_side_tells_is_not_compared() -> None:
     assert differences({}, {"optimizer.momentum": 0.9}) == ()
     assert differences(SWEEP, {}) == ()
     assert differences(SWEEP, {"data.tokenizer": "bytes"}) == ()
-    (each,) = differences(SWEEP, {"schedule.warmup": 4096})
-    assert (each.sweep, each.run) == ("0", "4096")
+    assert unrecorded(SWEEP, {"data.tokenizer": "bytes", "optimizer.momentum": 0.9}) == ("data.tokenizer",)
+    (each,) = differences(SWEEP, {"model.context": 4096})
+    assert (each.sweep, each.run) == ("128", "4096")
     with pytest.raises(UserError, match=r"optimizer\.momentum of the run must be a number, got 'some'"):
         differences(SWEEP, {"optimizer.momentum": "some"})
+
+
+def test_what_a_table_does_not_tell_is_said_not_to_be_recorded(fit: StudyFit) -> None:
+    """Tables from elsewhere often tell no momentum; that is not a momentum of 0."""
+    table = {"optimizer.name": "scion"}
+    run = {"optimizer.name": "scion", "optimizer.momentum": 0.9}
+    found = plan(fit, 2**22, run=run, sweep={"scion": table})
+    assert (found.unlike, found.unrecorded) == ((), ("optimizer.momentum",))
+    assert found.trust == "caution"
+    assert found.warnings == ("the sweep's momentum is not recorded, so not compared with the run's",)
+    several = plan(fit, 2**22, run=run | {"optimizer.weight_decay": 0.1}, sweep={"scion": table})
+    assert several.warnings[0].startswith("the sweep's momentum and weight decay are not recorded")
+
+
+def test_a_rule_that_is_no_plane_is_a_reason_only_where_that_moves_the_plan() -> None:
+    """Hardly any noise: even a product term that moves nothing is significant."""
+    reasons, plans = {}, {}
+    for product in (0.003, 0.2):
+        table = columns(RATES, noise=1e-4)
+        bent = product * (np.log2(table["batch"]) - 11) * (np.log2(table["tokens"]) - 19.5)
+        bent_fit = fit_table(table | {"lr": table["lr"] * 2**bent})
+        rule = bent_fit.rule("scion", "d32-L2", "lr(batch, tokens)")
+        assert rule.interaction is not None
+        assert rule.interaction.p_value < 0.01
+        assert rule.interaction.value == pytest.approx(product, abs=0.002)
+        plans[product] = plan(bent_fit, 2**23)
+        assert plans[product].stage == "two-stage"
+        reasons[product] = [note for note in plans[product].warnings if "exponent of the batch changes" in note]
+    (said,) = reasons[0.2]
+    octaves, nats = (float(number) for number in re.findall(r"about ([\d.]+) octaves .*, ([\d.]+) nats", said)[0])
+    assert octaves == pytest.approx(0.2 * (math.log2(plans[0.2].batch.value) - 11) * (23 - 19.5), abs=0.1)
+    assert nats == pytest.approx(0.06 * octaves**2, rel=0.4)
+    assert reasons[0.003] == []
+
+
+def test_stages_that_differ_by_what_costs_nothing_are_no_news(fit: StudyFit) -> None:
+    every = stages(choose(fit, 2**22, None, None, Size(), lambda _: 0))
+
+    def said(apart: float) -> list[str]:
+        rates = {"two-stage": 0.1, "joint": 0.1 * 2**apart}
+        found = (Answer(n, lr, (lr * 0.999, lr * 1.001), 2048, None, None, None, "", "") for n, lr in rates.items())
+        return list(disagreements(tuple(found), every, Curvatures(0.06)))
+
+    assert said(0.1) == []
+    assert said(0.8) == ["two-stage and joint differ by 0.8 octaves in the learning rate"]
 
 
 def test_the_family_most_like_the_run_is_taken() -> None:

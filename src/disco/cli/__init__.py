@@ -21,6 +21,9 @@ from disco.cli._options import AS_IT_IS, Data, File, Files, Json, Number, Output
 from disco.errors import UserError
 from disco.train.config import number
 
+MOST = 1e18
+"""Tokens: more than any text holds."""
+
 app = tyro.extras.SubcommandApp()
 sweep_app = tyro.extras.SubcommandApp()
 runs_app = tyro.extras.SubcommandApp()
@@ -184,8 +187,8 @@ def plan(
 
     Args:
         fit: What `disco fit` wrote.
-        tokens: Horizon of the run, such as 1e9 or 2^30.
-        batch: Tokens per step, if that is decided already; what it costs is told.
+        tokens: Horizon of the run, such as 2^30, 1e9, 10B or 3.5M.
+        batch: Tokens per step, likewise, if that is decided already; what it costs is told.
         max_batch: Largest batch in tokens that the run can take.
         width: Width of its model, if that is not the sweep's.
         depth: Layers of its model, likewise.
@@ -206,20 +209,20 @@ def plan(
     def real(option: str, text: str | None) -> float | None:
         return None if text is None else number(text, option)
 
-    def whole(option: str, text: str | None) -> int | None:
-        return None if text is None else _whole(option, text)
+    def count(option: str, text: str | None) -> int | None:
+        return None if text is None else _count(option, text)
 
     settings = {
         "optimizer.name": optimizer,
         "optimizer.momentum": real("--momentum", momentum),
         "optimizer.weight_decay": real("--weight-decay", weight_decay),
-        "model.context": whole("--context", context),
+        "model.context": count("--context", context),
     }
     settings = {name: value for name, value in settings.items() if value is not None}
     wanted = _plan.Wanted(
-        tokens=_whole("--tokens", tokens),
-        batch=whole("--batch", batch),
-        max_batch=whole("--max-batch", max_batch),
+        tokens=_count("--tokens", tokens),
+        batch=count("--batch", batch),
+        max_batch=count("--max-batch", max_batch),
         width=real("--width", width),
         depth=real("--depth", depth),
         parameters=real("--parameters", parameters),
@@ -325,10 +328,16 @@ def _at_least_one(option: str, value: int | None) -> None:
         raise UserError(f"{option} must be 1 or more, got {value}")
 
 
-def _whole(option: str, text: str) -> int:
-    value = number(text, option)
-    if value != int(value):
-        raise UserError(f"{option} must be a whole number, got {text!r}")
+def _count(option: str, text: str) -> int:
+    """A positive whole number of tokens, at most ``MOST``."""
+    try:
+        value = number(text, option)
+    except UserError:
+        raise UserError(f"{option} must be a count of tokens such as 2^30, 1e9, 10B or 20k, got {text!r}") from None
+    if value != int(value) or value < 1:
+        raise UserError(f"{option} must be a positive whole number, got {text!r}")
+    if value > MOST:
+        raise UserError(f"{option} must be at most {MOST:.0e} tokens, got {text!r}")
     return int(value)
 
 

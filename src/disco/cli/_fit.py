@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,18 +9,19 @@ from disco.cli import _show
 from disco.cli._options import Tables
 from disco.cli._tables import from_tables, said
 from disco.errors import UserError
-from disco.fit import BOOTSTRAPS, StudyFit, Transfer, fit_table
+from disco.fit import BOOTSTRAPS, fit_table
 from disco.guide import sweep_settings
+from disco.report import render_fit
+from disco.report.text import terminal_width
 from disco.runs.convert import to_runs
 from disco.runs.reader import Run, Runs, read_runs
 from disco.runs.sources import is_table
 from disco.runs.table import columns
-from disco.runs.units import power, short, two_to
 from disco.runs.writer import write_json
 
 
 def fit(paths: Sequence[Path], tables: Tables, output: Path, bootstraps: int, as_json: bool) -> int:
-    """Fits runs, writes the fit, and shows the optimum for each number of tokens; 2 if records were damaged."""
+    """Fits runs, writes the fit, and shows its numbers; 2 if records were damaged."""
     read = _read(paths, tables)
     code = _show.tell(read)
     fitted = fit_table(columns(read.runs), bootstraps=bootstraps)
@@ -30,62 +30,10 @@ def fit(paths: Sequence[Path], tables: Tables, output: Path, bootstraps: int, as
     if as_json:
         _show.document(document)
         return code
-    _show.table(
-        [
-            {
-                "family": item.family,
-                "model": item.model,
-                "tokens": short(item.tokens),
-                "best batch": power(item.batch),
-                "lr": two_to(item.lr),
-                "norm": two_to(item.norm),
-                "loss": _show.fixed(item.loss),
-                "flags": ", ".join(item.flags),
-            }
-            for item in fitted.horizons
-        ]
-    )
-    _layers(fitted)
-    for path in fitted.paths:
-        verdict = path.transfer.verdict if path.transfer else "cannot tell: too few optima"
-        where = " ".join(part for part in (path.model, path.family) if part)
-        print(f"{where}: optimal norm over {path.axis} ({path.condition}): {verdict}")
-        if len(path.others) > 1:
-            _show.table([_norm(name, test) for name, test in path.others.items()], f"norms over {path.axis}: {where}")
+    print(render_fit(fitted, terminal_width()))
     _show.warn(fitted.warnings)
     print(f"fit: {output}")
     return code
-
-
-def _norm(name: str, test: Transfer) -> dict[str, str]:
-    low, high = test.interval or (math.nan, math.nan)
-    return {
-        "norm": name.removeprefix("norm/"),
-        "octaves per doubling": f"{test.slope:+.2f}",
-        "90%": f"{low:+.2f} .. {high:+.2f}" if test.interval else "",
-        "would not matter": f"±{test.margin:.2f}",
-        "verdict": test.verdict,
-    }
-
-
-def _layers(fitted: StudyFit) -> None:
-    """Best ratios of layer groups at the largest horizon of each model, where they were swept."""
-    if fitted.layers is None:
-        return
-    for family, model in fitted.layers.studies:
-        last = fitted.layers.of(family, model)[-1]
-        rows = [
-            {
-                "group": " and ".join((group.group, *group.together)),
-                "best ratio": "1 (reference)" if group.reference else two_to(group.ratio),
-                "90%": " .. ".join(map(two_to, group.interval)) if group.interval else "",
-                "nats, 1 octave off": _show.fixed(group.curvature),
-                "moves the best batch": "" if group.reference else group.moves_batch,
-                "flags": ", ".join(group.flags),
-            }
-            for group in last.groups
-        ]
-        _show.table(rows, f"layer groups: {model}, {family}, {short(last.tokens)} tokens")
 
 
 def report(paths: Sequence[Path], tables: Tables, output: Path, as_json: bool) -> int:

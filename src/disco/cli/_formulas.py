@@ -21,7 +21,7 @@ from disco.fit._selection import near_minimum
 from disco.runs.mapping import nearest, with_columns
 from disco.runs.presets import expand
 from disco.runs.sources import read_tables
-from disco.runs.units import UNKNOWN, two_to
+from disco.runs.units import UNKNOWN, error_digits, two_to
 from disco.runs.writer import write_json
 
 
@@ -241,7 +241,7 @@ def _show_law(text: str, law: PowerLaw) -> None:
     terms |= {name: (value, law.standard_errors[name]) for name, value in law.exponents.items()}
     rows = []
     for name, (value, error) in terms.items():
-        row = {"": name, "exponent": bracketed(value, error)}
+        row = {"": name, "exponent": error_digits(value, error)}
         if name in law.exponents:
             low, high = law.interval(name)
             row["90%"] = f"{low:.3f} .. {high:.3f}" if math.isfinite(low) else ""
@@ -250,13 +250,3 @@ def _show_law(text: str, law: PowerLaw) -> None:
     print(f"{text}: n = {law.n}, R2 = {law.r2:.3f}, scatter {law.scatter:.3f} octaves")
     _show.table([{key: row[key] for key in columns} for row in rows])
     _show.warn(f"{text}: {warning}" for warning in law.warnings)
-
-
-def bracketed(value: float, error: float) -> str:
-    """A number with its standard error in the last digits: 0.619(51), 9.75(1.60)."""
-    if not (math.isfinite(error) and error > 0):
-        return f"{value:.4g}"
-    if error >= 1:
-        return f"{value:.2f}({error:.2f})"
-    digits = 1 - math.floor(math.log10(error))
-    return f"{value:.{digits}f}({round(error * 10**digits)})"

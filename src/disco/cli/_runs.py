@@ -16,7 +16,7 @@ from disco.errors import UserError
 from disco.runs.reader import Run, read_runs
 from disco.runs.schema import CONFIG, Metric
 from disco.runs.table import families, model_name
-from disco.runs.units import UNKNOWN, power, short
+from disco.runs.units import UNKNOWN, counted, power
 
 
 def ls(paths: Sequence[Path], as_json: bool) -> int:
@@ -33,11 +33,11 @@ def ls(paths: Sequence[Path], as_json: bool) -> int:
                 "run": row["run"],
                 "model": row["model"],
                 "family": row["family"],
-                "batch": power(row["batch"]),
+                "batch": counted(row["batch"]),
                 "lr": power(row["lr"]),
                 "seed": str(row["seed"]),
-                "tokens": short(row["tokens"]),
-                "of": short(row["horizon"]),
+                "tokens": counted(row["tokens"]),
+                "of": counted(row["horizon"]),
                 "loss": _show.fixed(row["loss"]),
                 "output norm": power(row["output_norm"]),
                 "outcome": row["outcome"] or "unfinished",
@@ -83,7 +83,7 @@ def show(path: Path, as_json: bool) -> int:
         return code
     count = UNKNOWN if run.parameters is None else f"{run.parameters:,}"
     facts = _summary(run, families([run])[0]) | {"parameters": count, "folder": str(run.folder)}
-    facts |= {"batch": power(facts["batch"]), "lr": power(facts["lr"])}
+    facts |= {name: counted(facts[name]) for name in ("batch", "tokens", "horizon")} | {"lr": power(facts["lr"])}
     facts |= {"loss": _show.fixed(facts["loss"]), "output_norm": power(facts["output_norm"])}
     _show.table([{"": key, "value": UNKNOWN if value is None else str(value)} for key, value in facts.items()])
     _show.table([{"last measured": key, "value": f"{value:.6g}"} for key, value in sorted(last.items())])

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from disco.report.text import grid, terminal_width
 from disco.runs.reader import Runs
 from disco.runs.units import UNKNOWN
 
@@ -19,21 +20,7 @@ def fixed(value: float | None) -> str:
 
 def table(rows: Sequence[Mapping[str, str]], title: str = "") -> None:
     """Prints rows that share their keys; columns that are empty in all rows are left out."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    columns = [key for key in (rows[0] if rows else ()) if any(row[key] for row in rows)]
-    grid = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-    for column in columns:
-        grid.add_column(column, overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(row[column]) for column in columns))
-    console = Console()
-    if not console.is_terminal:  # for grep: a row is a line, however long
-        console = Console(width=Console(width=10_000).measure(grid).maximum)
-    console.print(grid)
+    print(grid(rows, title, terminal_width()), end="\n\n")
 
 
 def document(content: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import tempfile
 import tomllib
@@ -15,10 +16,11 @@ from disco.cli import _show
 from disco.runs.lock import LOCK, holder
 from disco.runs.reader import read_run
 from disco.runs.schema import CONFIG, DATA
-from disco.runs.units import power, short, two_to
+from disco.runs.units import counted, duration, power, two_to
 from disco.sweep.adaptive.rounds import Entry, read_rounds, run_rounds, scans
 from disco.sweep.engines.local import Result, run_study
 from disco.sweep.folder import check_folder
+from disco.sweep.forecast import Forecast, forecast
 from disco.sweep.progress import display
 from disco.sweep.record import outcome, read_plan
 from disco.sweep.study import Study, check_data, load_study, new_tokens, rows
@@ -28,13 +30,14 @@ from disco.train.data import prepare
 
 def run(path: Path, data: Sequence[str], out: Path | None, workers: int | None, dry_run: bool, as_json: bool) -> int:
     """Runs or shows a study; exit code 1 when runs failed, 128 + signal when interrupted."""
+    out = out or Path("runs") / _name(path)
     if dry_run:
         with tempfile.TemporaryDirectory() as cache:
             study = load_study(path, partial(prepare, cache=Path(cache), source=data))
             check_data(study, Path(cache))
-        _plan(study, as_json)
+            expected = _forecast(study, out, Path(cache), workers or len(os.sched_getaffinity(0)))
+        _plan(study, as_json, expected)
         return 0
-    out = out or Path("runs") / _name(path)
     study = load_study(path, partial(prepare, cache=out / DATA, source=data))
     study = dataclasses.replace(study, notes=(*study.notes, *check_folder(study, out)))
     check_data(study, out / DATA)
@@ -49,6 +52,15 @@ def run(path: Path, data: Sequence[str], out: Path | None, workers: int | None, 
     return _ended(result, out, shlex.join(again), as_json)
 
 
+def _forecast(study: Study, out: Path, cache: Path, workers: int) -> Forecast:
+    """What is left to do will take; of an adaptive study the whole budget, at the speed of its first runs."""
+    if not study.adaptive:
+        return forecast([config for config in study.runs if outcome(config, out) is None], out, cache, workers)
+    first = forecast(study.configs, out, cache, workers)
+    budget = sum(scan.space.budget for scan in scans(study))
+    return dataclasses.replace(first, tokens=budget, seconds=first.seconds * budget / first.tokens)
+
+
 def _name(path: Path) -> str:
     """The study's name, for its folder; whatever is wrong with the file is reported when it is loaded."""
     try:
@@ -58,30 +70,36 @@ def _name(path: Path) -> str:
     return name if isinstance(name, str) and name else path.stem
 
 
-def _plan(study: Study, as_json: bool) -> None:
+def _plan(study: Study, as_json: bool, expected: Forecast | None = None) -> None:
+    more = {"forecast": dataclasses.asdict(expected)} if expected else {}
     if study.adaptive:
-        _adaptive_plan(study, as_json)
+        _adaptive_plan(study, as_json, more)
     elif as_json:
         runs = [{"id": config.id, "config": to_dict(config)} for config in study.runs]
-        _show.document({"name": study.name, "tokens": study.tokens, "notes": study.notes, "runs": runs})
+        _show.document({"name": study.name, "tokens": study.tokens, "notes": study.notes, "runs": runs} | more)
     else:
-        _show.table(rows(study), f"study {study.name}: {len(study.runs)} runs, {short(study.tokens)} tokens")
+        _show.table(rows(study), f"study {study.name}: {len(study.runs)} runs, {counted(study.tokens)} tokens")
     for note in study.notes if not as_json else ():
         print(f"note: {note}")
+    if expected and not as_json:
+        what = "for the budget" if study.adaptive else f"{expected.runs} runs in {expected.cohorts} cohorts"
+        print(f"left to do: {what}, {counted(expected.tokens)} tokens")
+        memory = f"{expected.memory / 2**30:.1f} GB of memory at most"
+        print(f"expected: {duration(expected.seconds)} with {expected.workers} processes, {memory}")
 
 
-def _adaptive_plan(study: Study, as_json: bool) -> None:
+def _adaptive_plan(study: Study, as_json: bool, more: dict[str, Any]) -> None:
     """What an adaptive study may do; which runs it will need is not known beforehand."""
     settings, every = study.adaptive, scans(study)
     assert settings is not None
     budget = sum(scan.space.budget for scan in every)
     if as_json:
         spaces = {scan.name: dataclasses.asdict(scan.space) for scan in every}
-        _show.document({"name": study.name, "tokens": budget, "notes": study.notes, "adaptive": spaces})
+        _show.document({"name": study.name, "tokens": budget, "notes": study.notes, "adaptive": spaces} | more)
         return
     wanted = {"eta": "the best learning rate", "norm": "the best norm", "plan": "the plan"}[settings.quantity]
     aim = f"until {wanted} is known to {settings.width:g} octaves"
-    print(f"study {study.name}: adaptive, at most {short(budget)} tokens, {aim}")
+    print(f"study {study.name}: adaptive, at most {counted(budget)} tokens, {aim}")
     for scan in every:
         space = scan.space
         low, high = two_to(space.rates[0]), two_to(space.rates[-1])
@@ -95,7 +113,7 @@ def _round(entry: Entry, as_json: bool) -> None:
         _show.event("round", **dataclasses.asdict(entry))
         return
     runs = f"{len(entry.orders)} runs" if entry.orders else "the end"
-    print(f"round {entry.round}, after {short(entry.spent)} tokens: {runs}")
+    print(f"round {entry.round}, after {counted(entry.spent)} tokens: {runs}")
     for line in entry.lines:
         print(f"  {line}", flush=True)
 
@@ -130,7 +148,7 @@ def status(out: Path, as_json: bool) -> int:
     counts = {state: sum(s["state"] == state for s in states) for state in dict.fromkeys(s["state"] for s in states)}
     done = sum(state["tokens"] for state in states)
     print(f"study {study.name}: " + ", ".join(f"{n} {state}" for state, n in counts.items()))
-    print(f"{short(done)} of {short(study.tokens)} tokens; " + (f"process {running}" if running else "not running"))
+    print(f"{counted(done)} of {counted(study.tokens)} tokens; " + (f"process {running}" if running else "not running"))
     _show.table([{key: str(value) for key, value in s.items()} for s in states if s["state"] != "finished"])
     return 0
 

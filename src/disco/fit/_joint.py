@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from disco.errors import UserError
-from disco.fit._basin import Basin, Minimum
+from disco.fit._basin import Basin
 from disco.fit._bowl import TERMS, Bowl, bowl
 from disco.fit._result import Result
 
@@ -102,10 +102,9 @@ def joint(
         loss: Their losses in nats; a run without a finite one (diverged) is left out.
         within: Use the runs whose loss is below (1 + within) times the least, as is done for Step Law's table with
             0.02. None is local, as in ``optimum``: batches within 1.5 octaves of the minimum and rates within 1.5
-            octaves of the ridge through it, at least five of each; and the bowl may be lopsided, by a cubic term
-            across the ridge and one along it that a prior holds near those seen in published scans (``_basin``).
-        confidence: Level of the intervals. They are quantiles over draws of the coefficients from their Student's
-            distribution, so they are lopsided where the bowl is shallow.
+            octaves of the ridge through it, at least five of each; and flanks may be steep or level off, across the
+            ridge and along it, as far as those of one scan may (``_basin``).
+        confidence: Level of the intervals: where the loss, minimal over the other one, is sure to fall and to rise.
 
     Raises:
         UserError: arrays of different length, or a rate or batch that is not positive.
@@ -164,8 +163,7 @@ class _Bottom:
             self.joint = _none(("no-minimum",) if fit else ("few-points",), fit.n if fit else len(y), fit)
             return
         self.basin = Basin(u[use], v[use], y[use], fit, plain=within is not None)
-        self.draws = self.basin.draws()
-        self.joint = _joint(u, v, fit, self.basin, self.draws, confidence)
+        self.joint = _joint(u, v, fit, self.basin, confidence)
 
     def near(self, tolerance: float | None) -> NearOptimal:
         """The region within ``tolerance``."""
@@ -173,23 +171,22 @@ class _Bottom:
             raise UserError(f"near_optimal: tolerance must be a positive number of nats, got {tolerance}")
         best = self.joint
         limit = best.noise if tolerance is None else tolerance
-        if self.basin is None or math.isnan(best.lr):
+        if self.basin is None or self.basin.minimum is None or math.isnan(best.lr):
             return NearOptimal(limit, (), math.nan, math.nan, math.nan, False, best.flags)
-        at, tails = self.basin.minimum, [(1 - self.confidence) / 2, (1 + self.confidence) / 2]
+        tails = [(1 - self.confidence) / 2, (1 + self.confidence) / 2]
         grid = np.unique(self.batches)  # no cost is claimed beyond the runs of the fit
-        costs, (lows, highs) = (
-            at.costs(grid)[0],
-            np.quantile(self.draws.costs(grid), tails, axis=0, method="inverted_cdf"),
-        )
+        costs, drawn = self.basin.costs(grid)
+        lows, highs = np.quantile(drawn, tails, axis=0, method="inverted_cdf")
         rates = best.lr + best.ridge * (grid - best.batch)
         batches = []
         for v, rate, cost, low, high in zip(grid, rates, costs, lows, highs, strict=True):
-            half = math.sqrt(2 * max(limit - cost, 0.0) / float(at.across[0]))
+            half = math.sqrt(2 * max(limit - cost, 0.0) / self.basin.minimum.across)
             span = (float(rate) - half, float(rate) + half) if cost <= limit else None
             batches.append(NearBatch(2.0**v, float(rate), span, float(cost), (float(low), float(high))))
         fine = np.linspace(grid[0], grid[-1], 101)
-        near = fine[at.costs(fine)[0] <= limit]
-        sure = fine[np.quantile(self.draws.costs(fine), tails[1], axis=0, method="inverted_cdf") <= limit]
+        costs, drawn = self.basin.costs(fine)
+        near = fine[costs <= limit]
+        sure = fine[np.quantile(drawn, tails[1], axis=0, method="inverted_cdf") <= limit]
         return NearOptimal(
             tolerance=limit,
             batches=tuple(batches),
@@ -214,20 +211,20 @@ def _runs(lr: ArrayLike, batch: ArrayLike, loss: ArrayLike) -> tuple[Array, Arra
     return np.log2(rates[keep]), np.log2(batches[keep]), losses[keep]
 
 
-def joint_moves(u: Array, v: Array, y: Array, signs: Array, lopsided: Array) -> tuple[Array, Array]:
-    """Change of the joint optimum, (rate, batch), when the runs' residuals keep or change their sign (R x n)
-    and the bowl is lopsided by so many standard deviations across and along its valley (R x 2).
+def joint_moves(u: Array, v: Array, y: Array, signs: Array, bends: Array) -> tuple[Array, Array]:
+    """Change of the joint optimum, (rate, batch), when the runs' residuals keep or change their sign (R x n) and the
+    flanks bend by so many units (R x 2 NODES, see ``Basin.bends``), to first order.
 
-    The local runs stay the same, so that all refits are one product; NaN where a refit has no minimum, and everywhere
-    if the data have none.
+    The local runs stay the same, so that all refits are one product. NaN if the data have no minimum.
     """
     nothing = np.full(len(signs), math.nan)
     fit, use = _bowl(u, v, y, None)
     if fit is None or not fit.is_minimum:
         return nothing, nothing.copy()
     basin = Basin(u[use], v[use], y[use], fit, plain=False)
-    moved = basin.moved(signs[:, use] * basin.residual + lopsided @ basin.lopsided.T)
-    return moved.u - basin.minimum.u, moved.v - basin.minimum.v
+    if basin.minimum is None:
+        return nothing, nothing.copy()
+    return basin.moves(signs[:, use] * basin.residual + bends @ basin.bends)
 
 
 def _bowl(u: Array, v: Array, y: Array, within: float | None) -> tuple[Bowl | None, NDArray[np.bool_]]:
@@ -275,9 +272,9 @@ def _none(flags: tuple[str, ...], n: int, fit: Bowl | None = None) -> Joint:
     return Joint(nan, nan, nan, None, None, nan, nan, noise, flags, n, fit)
 
 
-def _joint(u: Array, v: Array, fit: Bowl, basin: Basin, draws: Minimum, confidence: float) -> Joint:
+def _joint(u: Array, v: Array, fit: Bowl, basin: Basin, confidence: float) -> Joint:
     at = basin.minimum
-    vertex = (float(at.u[0]), float(at.v[0])) if math.isfinite(at.u[0]) else fit.vertex
+    vertex = fit.vertex if at is None else (at.u, at.v)
     flags = []
     for name, value, grid in (("lr", vertex[0], u), ("batch", vertex[1], v)):
         if value < grid.min():
@@ -286,31 +283,19 @@ def _joint(u: Array, v: Array, fit: Bowl, basin: Basin, draws: Minimum, confiden
             flags.append(f"edge-high-{name}")
     if not flags and not fit.contains(*vertex):  # within either range but not among the runs: name the nearer side
         flags.append("edge-low-batch" if vertex[1] < fit.centre[1] else "edge-high-batch")
-    edge = bool(flags)
-    if not edge and math.isnan(at.u[0]):
-        flags.append("no-minimum")
-    if np.mean(np.isfinite(draws.u)) < confidence:
-        flags.append("flat")
-    if edge or math.isnan(at.u[0]):
-        return _none(tuple(flags), fit.n, fit)
+    if flags or at is None:
+        return _none(tuple(flags) or ("no-minimum",), fit.n, fit)
+    intervals = basin.interval(0, confidence), basin.interval(1, confidence)
     return Joint(
-        lr=vertex[0],
-        batch=vertex[1],
-        loss=float(at.value[0]),
-        lr_interval=_interval(draws.u, confidence),
-        batch_interval=_interval(draws.v, confidence),
-        ridge=float(at.ridge[0]),
-        ridge_error=float(np.diff(np.nanquantile(draws.ridge, [0.16, 0.84]))[0] / 2),
+        lr=at.u,
+        batch=at.v,
+        loss=at.value,
+        lr_interval=intervals[0],
+        batch_interval=intervals[1],
+        ridge=at.ridge,
+        ridge_error=basin.ridge_error,
         noise=math.sqrt(basin.variance),
-        flags=tuple(flags),
+        flags=("flat",) if None in intervals else (),
         n=fit.n,
         bowl=fit,
     )
-
-
-def _interval(values: Array, confidence: float) -> Interval | None:
-    """Quantiles over the draws that have a minimum; None when too many have none."""
-    if np.mean(np.isfinite(values)) < confidence:
-        return None
-    low, high = np.nanquantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +24,8 @@ class Noise(Result):
     """Nats."""
     freedom: float
     """Degrees of freedom of its estimate; infinite: exact."""
+    correlation: float = math.nan
+    """Of the losses of one run at numbers of tokens an octave apart, shrunk to 1/2; NaN where it has one horizon."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Contrasts:
     """Squared deviations of runs (seeds) from the mean at their x."""
     freedom: float
     """Degrees of freedom of ``squares``."""
+    x: Array = field(default_factory=lambda: np.zeros(0))
+    """Distinct x of the runs behind ``z``, ascending."""
+    basis: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    """len(x) x len(z), orthonormal columns: ``z`` from the losses."""
 
 
 WINDOW_FREEDOM = 2.0
@@ -58,8 +65,9 @@ def pooled_noise(
     Args:
         scans: One per cell; None where a cell says nothing.
         batch, tokens: Positive, of each cell.
-        runs: Cells of equal entries share their runs, as horizons of one batch do. Their noise is correlated, and H of
-            them count as the square root of H. None: all independent.
+        runs: Cells of equal entries share their runs, as horizons of one batch do, which correlates their noise. The
+            correlation is estimated (``correlation``), and so many cells count as their squares hold independent ones.
+            None: all independent.
         windows: Spread within a run's last evaluations, one per cell. It does not see the seed, but contains the fall
             of the loss; so all of them together count as an estimate with two degrees of freedom: to a factor of two.
 
@@ -105,15 +113,63 @@ def pooled_noise(
             best = sloped
     level, t, *slopes = best[1]
     square = np.exp(level + logs[:, : len(slopes)] @ slopes)
-    groups: dict[object, list[float]] = {}
+    bend, octaves = math.exp(t), np.log2(np.asarray(tokens, dtype=float))
+    share = np.zeros(len(scans))  # curvature of the likelihood in log sigma^2, in units of that of one plain residual
+    shared: dict[object, list[int]] = {}
     for index, scan in enumerate(scans):
-        if scan is not None:  # curvature of the likelihood in log sigma^2, in units of that of one plain residual
-            share = float(np.sum((square[index] / (square[index] + math.exp(t) * scan.bend)) ** 2)) + scan.freedom
-            groups.setdefault(index if runs is None else runs[index], []).append(share)
-    freedom = sum(sum(shares) / math.sqrt(len(shares)) for shares in groups.values()) + seen - len(slopes)
+        if scan is not None:
+            share[index] = np.sum((square[index] / (square[index] + bend * scan.bend)) ** 2) + scan.freedom
+            shared.setdefault(index if runs is None else runs[index], []).append(index)
+    groups = [group for group in shared.values() if len(group) > 1]
+    along = _correlation(scans, square, bend, octaves, groups) if groups else math.nan
+    freedom = seen - len(slopes)
+    for group in shared.values():  # those of a sum of squares, of which the cells of a group share what the least has
+        of_squares = along ** (2 * np.abs(np.subtract.outer(octaves[group], octaves[group])))  # alone: nan^0 = 1
+        common = float(np.sum(of_squares * np.minimum.outer(share[group], share[group])))
+        freedom += float(share[group].sum()) ** 2 / max(common, 1e-300)
     if freedom < 1:
         return nothing
-    return [Noise(float(math.sqrt(value)), float(freedom)) for value in square]
+    return [Noise(float(math.sqrt(value)), float(freedom), along) for value in square]
+
+
+def _correlation(
+    scans: Sequence[Contrasts | None], square: Array, bend: float, octaves: Array, groups: Sequence[Sequence[int]]
+) -> float:
+    """Correlation of a run's losses one octave of tokens apart; d octaves apart it is that to the power of d.
+
+    Its posterior mean, with a flat prior from 0 to 1, from products of a run's residuals at two horizons, pooled over
+    all runs. The residuals are those of the scans' own curves; contrasts in which the bend of a curve may exceed the
+    noise weigh little.
+
+    Args:
+        scans, octaves: One per cell; log2 of its tokens.
+        square: Variance of the noise in each cell.
+        bend: Factor of the scans' ``bend``.
+        groups: Indices of cells that share their runs.
+    """
+    residuals: dict[int, tuple[Array, Array, Array]] = {}
+    for index, scan in enumerate(scans):
+        if scan is not None:
+            weight = (square[index] / (square[index] + bend * scan.bend)) ** 2
+            residual = scan.basis @ (weight * scan.z) / math.sqrt(square[index])
+            residuals[index] = np.round(scan.x, 9), residual, scan.basis * weight @ scan.basis.T
+    sums: dict[float, tuple[float, float]] = {}
+    for i, j in (pair for group in groups for pair in combinations(group, 2)):
+        (x, first, spread), (other_x, second, other) = residuals[i], residuals[j]
+        _, of_i, of_j = np.intersect1d(x, other_x, return_indices=True)
+        apart = round(abs(float(octaves[i] - octaves[j])), 2)
+        product, alone = sums.get(apart, (0.0, 0.0))
+        product += float(first[of_i] @ second[of_j])
+        sums[apart] = product, alone + float(np.sum(spread[np.ix_(of_i, of_i)] * other[np.ix_(of_j, of_j)]))
+    rho = np.linspace(0.0, 0.99, 100)
+    log_chance = np.zeros(len(rho))
+    for apart, (product, alone) in sums.items():
+        if alone > 1e-9:  # the mean of so many products of two normal variables, about their correlation
+            expected = rho**apart
+            log_chance -= 0.5 * alone * (product / alone - expected) ** 2 / (1 + expected**2)
+            log_chance -= 0.5 * np.log1p(expected**2) * alone / (1 + alone)
+    chance = np.exp(log_chance - log_chance.max())
+    return float(chance @ rho / chance.sum())
 
 
 def _minimum(loss: Callable[[Array], float], start: Array) -> tuple[float, Array]:

@@ -101,7 +101,8 @@ def optimum(
 
     Returns:
         The minimum. Its flags: "edge-low", "edge-high": the lowest distinct x is the first or last, or the vertex lies
-        outside; "flat": the points do not bound the minimum at this
+        outside (with the optimum less than a spacing inside, that is often so by chance, and cannot be told from one
+        outside: the interval then reaches beyond the end as well); "flat": the points do not bound the minimum at this
         confidence (or it opens downward by no more than the noise); "multi-modal": two local minima, with
         a barrier between them that the noise does not explain; "few-points": fewer than four distinct x; "no-minimum":
         the curve opens downward (or has too few points), or its vertex lies between the last run and one that diverged.

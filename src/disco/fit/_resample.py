@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from disco.fit._basin import NODES
 from disco.fit._cells import Cell, Horizon
 from disco.fit._joint import joint_moves
 from disco.fit._optimum import Optimum, window
@@ -82,17 +83,14 @@ def resample(
             known = at[np.isfinite(rows.norm[at])]
             norms[:, index] = cell.norm.x + _resampled(rows, known, rows.norm[known], cell.norm, signs)[1]
     smooth = [_horizon(item, cells, rate, norms, loss) for item in horizons]
-    # A bowl is lopsided at all horizons of a model alike, which moves their optima together.
-    lopsided = {
-        key: rng.standard_normal((bootstraps, 2)) for key in dict.fromkeys((h.family, h.model) for h in horizons)
-    }
+    # Flanks bend at all horizons and sizes of a family alike, which moves their optima together.
+    families = dict.fromkeys(item.family for item in horizons)
+    bends = {family: rng.standard_normal((bootstraps, 2 * NODES)) for family in families}
     for item, moves in zip(horizons, smooth, strict=True):
         own = [at for key, at in rows.of.items() if key[:3] == (item.family, item.model, item.tokens)]
         at = np.concatenate(own) if own else np.empty(0, dtype=int)
         moves.extend(
-            joint_moves(
-                rows.lr[at], rows.batch[at], rows.loss[at], signs[:, rows.run[at]], lopsided[item.family, item.model]
-            )
+            joint_moves(rows.lr[at], rows.batch[at], rows.loss[at], signs[:, rows.run[at]], bends[item.family])
         )
     degrees = float(sum(np.mean(each) for each in spare.values()))
     batch, lr, norm_there, joint_lr, joint_batch = (np.stack(part, axis=1) for part in zip(*smooth, strict=True))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from disco.errors import UserError
+from disco.fit._cells import NORMS
 from disco.fit._published import PUBLISHED, PublishedRule
 from disco.fit._regret import OURS, Choice, Forecast, Rolling, regret
 from disco.fit._scaling import candidates
@@ -47,7 +48,8 @@ def rolling_origin(
     held = last & np.array([key in several for key in zip(family, model, strict=True)])
     if not held.any():
         raise UserError("rolling_origin: no model has two horizons, so none can be left out and predicted")
-    train = fit_once({name: np.asarray(values)[~last] for name, values in columns.items()}, norm, 100, 0)
+    used = [name for name in columns if name != norm and not name.startswith(NORMS)]  # no choice rests on norms
+    train = fit_once({name: np.asarray(columns[name])[~last] for name in used}, norm, 100, 0)
     forecasts: list[Forecast] = []
     for f, m in sorted({(f, m) for f, m, out in _zip(family, model, held) if out}):
         rows = held & (family == f) & (model == m)

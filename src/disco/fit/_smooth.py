@@ -191,7 +191,7 @@ class _Posterior:
         known = len(self.z) + self.within[1] > 0 or self.noise is not None
         interval = _crossings(self.at, rising, index, tail) if known else None
         y_interval = self._value_interval(index, y, tail) if known else None
-        contrasts = Contrasts(self.z, self.a**2 * self.lam, *self.within)
+        contrasts = Contrasts(self.z, self.a**2 * self.lam, *self.within, self.x, self.contrast)
         self.result = Curve(x, y, here, interval, y_interval, 0, self.sigma, self.weight, contrasts)
         return self
 

@@ -17,9 +17,10 @@ from disco.fit._layer_groups import LayerGroups, layer_groups, varies
 from disco.fit._regret import Rolling
 from disco.fit._resample import resample
 from disco.fit._result import Result
+from disco.fit._rules import PowerLaw
 from disco.fit._scaling import Composite, Rule, Scaling
 from disco.fit._surface import DRAWS, Surface, surface
-from disco.fit._transfer import Transfer, margin_for, norm_transfer, octaves_between, transfers
+from disco.fit._transfer import CORRELATION, Transfer, margin_for, norm_transfer, octaves_between, transfers
 from disco.runs.units import exact, two_to
 
 NORM = "norm/output/rms_to_inf"
@@ -276,22 +277,23 @@ def _token_paths(fit: StudyFit) -> Iterator[Path]:
         where = "at the best batch" if several else f"at a batch of {exact(horizons[0].batch)} tokens"
         curvature = [norm.curvature for norm in (_cell_of(cells, item).norm for item in use) if norm]
         law = fit.rule(*study, "norm(tokens)").law if fit.bootstraps else None
-        error = law.standard_errors["tokens"] if law else None
         scale = [float(item.tokens) for item in use]
-        path = _path(*study, "tokens", where, use, scale, curvature, error)
-        others = _side_by_side([item for item in horizons if not item.at_edge])
+        noise = [cell.run_noise.correlation for cell in cells if cell.run_noise]
+        correlation = float(noise[0]) if noise and math.isfinite(noise[0]) else CORRELATION
+        path = _path(*study, "tokens", where, use, scale, curvature, correlation, law)
+        others = _side_by_side([item for item in horizons if not item.at_edge], correlation)
         if path.transfer and fit.norm in others:
             others[fit.norm] = path.transfer  # its error is that of resampled runs
         yield replace(path, others=others)
 
 
-def _side_by_side(horizons: Sequence[Horizon]) -> dict[str, Transfer]:
+def _side_by_side(horizons: Sequence[Horizon], correlation: float) -> dict[str, Transfer]:
     """Which of the logged norms stays put over tokens, at the best batches."""
     names = sorted({name for item in horizons for name in item.norms})
     norms = {name: [item.norms.get(name, math.nan) for item in horizons] for name in names}
     curvatures = {name: [item.curvatures.get(name, math.nan) for item in horizons] for name in names}
     known = {name: float(np.nanmedian(c)) for name, c in curvatures.items() if np.isfinite(c).any()}
-    return transfers([float(item.tokens) for item in horizons], norms, known, TOLERANCE)
+    return transfers([float(item.tokens) for item in horizons], norms, known, TOLERANCE, correlation=correlation)
 
 
 def _size_paths(fit: StudyFit, axis: str, other: str) -> Iterator[Path]:
@@ -318,13 +320,17 @@ def _size_paths(fit: StudyFit, axis: str, other: str) -> Iterator[Path]:
 
 def _path(
     family: str, model: str, axis: str, where: str, use: Sequence[Horizon], scale: list[float],
-    curvature: list[float], error: float | None = None,
+    curvature: list[float], correlation: float = 0.0, law: PowerLaw | None = None,
 ) -> Path:  # fmt: skip
+    """``correlation``: of optima an octave apart, 0 where each has runs of its own; ``law``: over resampled runs."""
     transfer = None
     norms = tuple(item.smooth_norm for item in use)
     if curvature and len(scale) > 1:
         margin = margin_for(float(np.median(curvature)), TOLERANCE, octaves_between(scale))
-        transfer = norm_transfer(scale, [2.0**norm for norm in norms], margin, error=error)
+        known = (law.standard_errors["tokens"], law.degrees) if law and math.isfinite(law.degrees) else (None, None)
+        transfer = norm_transfer(
+            scale, [2.0**norm for norm in norms], margin, error=known[0], degrees=known[1], correlation=correlation
+        )
     at = tuple((item.model, item.tokens) for item in use)
     return Path(family, model, axis, where, at, tuple(scale), norms, transfer)
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from disco.fit import Result
 from disco.guide._cost import Curvatures
+from disco.guide._estimates import NORMAL
 from disco.guide._target import Target
-from disco.runs.units import two_to
+from disco.runs.units import counted, two_to
 
 Array = NDArray[np.float64]
 
@@ -44,16 +45,11 @@ class Advice(Result):
     tokens: int
     """That they train on in all; of a continued run only the new ones."""
     lr_half: float
-    """Half the 90% interval of the learning rate afterwards, in octaves."""
+    """Half the 90% interval of the learning rate afterwards, in octaves; NaN where the plan has none to narrow."""
     batch_half: float
-    """The same of the best batch; NaN where the plan has none."""
+    """The same of the best batch."""
     saved: float
-    """Nats by which the expected cost of the plan falls."""
-
-    @property
-    def rate(self) -> float:
-        """Nats saved per token."""
-        return self.saved / self.tokens
+    """Nats by which the expected cost of the plan falls; NaN where that rests on an interval that the plan has not."""
 
 
 def advise(
@@ -64,7 +60,7 @@ def advise(
     Every run measures loss = c(D) + k (u - a - alpha b - beta d)^2 + k_b (b - a_b - beta_b d)^2 with the noise of the
     sweep; its Fisher information, summed over the runs there are and those to add, gives the variance of the optimum at
     the planned horizon (Bayesian c-optimal design; Chaloner & Verdinelli 1995, Stat. Sci. 10:273). Intervals are those
-    of the plan, scaled by it.
+    of the plan, scaled by it; where the plan has none, the design's prior (``PRIOR``) ranks the sets, and is not shown.
 
     Args:
         target: The run to plan.
@@ -80,23 +76,21 @@ def advise(
         return ()
     now = design.variance([])
     weights = np.array([design.curvature, 0.0 if fixed else design.of_batch])
+    halves = np.array([half if math.isfinite(half) else math.nan for half in (lr_half, batch_half)])
+    known = np.isfinite(halves)
+    before = np.where(known, np.square(halves / NORMAL), now)
+    tells = bool(known[weights > 0].all())
     found = []
     for what, runs in _candidates(design):
         if not runs:
             continue
         then = design.variance(runs)
-        share = np.sqrt(then / now)
-        # What the plan says of its own interval counts; where it says nothing, the design's prior does.
-        before = np.array([_square(lr_half, now[0]), _square(batch_half, now[1])])
         saved = float(weights @ (before * (1 - then / now)))
-        halves = 1.6449 * np.sqrt(before) * share
+        lr, of_batch = (float(half) for half in halves * np.sqrt(then / now))
+        tokens = design.cost(runs)
         if saved > 0:
-            found.append(Advice(what, len(runs), design.cost(runs), float(halves[0]), float(halves[1]), saved))
-    return tuple(sorted(found, key=lambda item: -item.rate)[:TOP])
-
-
-def _square(half: float, otherwise: float) -> float:
-    return (half / 1.6449) ** 2 if math.isfinite(half) else otherwise
+            found.append((saved / tokens, Advice(what, len(runs), tokens, lr, of_batch, saved if tells else math.nan)))
+    return tuple(advice for _, advice in sorted(found, key=lambda item: -item[0])[:TOP])
 
 
 class _Design:
@@ -212,7 +206,7 @@ def _candidates(design: _Design) -> Iterator[tuple[str, Runs]]:
         if horizon > design.at[1] + 1e-9:
             continue  # as long as the run itself
         middle = round(design.best_batch(horizon) - grid[0]) + float(grid[0])
-        what = f"{two_to(horizon)} tokens (x{2**octaves})"
+        what = f"{counted(2**horizon)} tokens (x{2**octaves})"
         yield f"{what}, batch {two_to(middle)}", [(middle, u, horizon) for u in rates(middle, horizon)]
         three = [middle - 1, middle, middle + 1]
         runs = [(b, u, horizon) for b in three for u in rates(b, horizon)]
@@ -224,14 +218,14 @@ def _candidates(design: _Design) -> Iterator[tuple[str, Runs]]:
         (b, float(u), last) for b in near
         for u in (design.grid[:-1] + design.grid[1:]) / 2 if abs(u - design.optimum(b, last)) <= 1.5
     ]  # fmt: skip
-    yield f"{two_to(last)} tokens, {where}, half-way rates", half
+    yield f"{counted(2**last)} tokens, {where}, half-way rates", half
     for name, b in (("larger", float(grid[-1]) + 1), ("smaller", float(grid[0]) - 1)):
         if abs(b - design.best_batch(design.at[1])) <= REACH[1]:
-            yield f"{two_to(last)} tokens, batch {two_to(b)} ({name})", [(b, u, last) for u in rates(b, last)]
+            yield f"{counted(2**last)} tokens, batch {two_to(b)} ({name})", [(b, u, last) for u in rates(b, last)]
     edges: Runs = []
     for cell in design.target.cells:
         side = ("edge-high" in cell.lr.flags) - ("edge-low" in cell.lr.flags)
         if side and math.isclose(math.log2(cell.tokens), last):
             end = max(p.lr for p in cell.points) if side > 0 else min(p.lr for p in cell.points)
             edges += [(math.log2(cell.batch), end + side * k * design.step, last) for k in (1, 2)]
-    yield f"{two_to(last)} tokens, two rates beyond each edge", edges
+    yield f"{counted(2**last)} tokens, two rates beyond each edge", edges

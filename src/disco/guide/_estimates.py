@@ -28,10 +28,10 @@ class Estimate(Result):
     value: float
     """NaN when nothing can be said."""
     interval: tuple[float, float] | None
-    """90% prediction interval of the true optimum; None for a default."""
+    """90% prediction interval of the true optimum, as far as a cap allows; None for what is given and for a default."""
     source: str
-    """"given", "rule" (fitted and predicted), "mean" (of the fitted optima), "assumed" (a rule, carried to another size
-    by an assumption), "capped" or "default" (carried over)."""
+    """"given", "rule" (fitted and predicted), "assumed" (a rule, carried to another size by an assumption), "capped"
+    (the best one is larger than allowed) or "default" (carried over)."""
     why: str
     """What the number rests on, or why there is no better one."""
 
@@ -133,7 +133,8 @@ def _one_stage(target: Target) -> Stage:
     found = next((item for item in target.fit.surfaces if item.family == target.family), None)
     surface = found.surface if found else None
     if surface is None:
-        nothing = Said(None, f"no one-stage model: {found.reason if found else 'the fit was made without resamples'}")
+        reason = found.reason.removeprefix("surface: ") if found else "the fit was made without resamples"
+        nothing = Said(None, f"no one-stage model: {reason}")
         return Stage("one-stage", nothing, lambda _: nothing)
     sized = surface.centre[2] != 0
     size = target.size.parameters if sized else 1.0

@@ -13,7 +13,7 @@ from disco.errors import UserError
 from disco.fit import PowerLaw, Prediction, Result, power_law
 from disco.guide._estimates import NORMAL, WIDEST, Estimate, candidates
 from disco.guide._target import Target
-from disco.runs.units import power, two_to
+from disco.runs.units import counted, two_to
 
 Array = NDArray[np.float64]
 
@@ -65,7 +65,7 @@ def expected_norm(target: Target, batch: float, best: Prediction | None) -> Esti
         if not seen:
             return Estimate(math.nan, None, "default", "no optimal norm was found inside the grid")
         edge = ", at a batch on the edge of its grid" if seen[-1].at_edge else ""
-        where = f"that of {power(seen[-1].tokens)} tokens{edge}"
+        where = f"that of {counted(seen[-1].tokens)} tokens{edge}"
         return Estimate(2 ** seen[-1].norm, None, "default", f"{where}; no rule norm(tokens): {rule.reason}")
     law = towards_none(rule.law)
     found, slope = law.predict(target.values()), law.exponents["tokens"]
@@ -125,7 +125,8 @@ def way(target: Target, batch: float, lr: float) -> tuple[Mark, ...]:
     At a constant rate log2 norm is nearly a function of log2 path, the sum of the rates over the steps: a quadratic of
     it, with linear terms in log2 rate and log2 batch, is fitted to the sweep's runs, those near the planned rate and
     batch counting most. Its interval is that of one more run: scatter and coefficients, the horizons of a run counted
-    once. Empty where the sweep has no norms, or too few runs near enough.
+    once. Empty where the sweep has no norms, one horizon only (rate, batch and path then move together), or too few
+    runs near enough.
 
     Args:
         target: The run.
@@ -136,7 +137,7 @@ def way(target: Target, batch: float, lr: float) -> tuple[Mark, ...]:
         (math.log2(cell.batch), point.lr, math.log2(cell.tokens), point.norm)
         for cell in target.cells for point in cell.points if math.isfinite(point.norm)
     ])  # fmt: skip
-    if not len(rows):
+    if not len(rows) or len(target.horizons) < 2:
         return ()
     b, u, d, y = rows.T
     far = np.hypot((u - math.log2(lr)) / REACH[0], _away(b, math.log2(batch)) / REACH[1])

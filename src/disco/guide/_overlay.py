@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from disco.errors import UserError
 from disco.fit import PUBLISHED, PublishedRule, Result
-from disco.guide._cost import Curvatures
+from disco.guide._cost import TOLERANCE, Curvatures
 from disco.guide._estimates import Said, Stage
 from disco.guide._target import Target
 
@@ -48,7 +48,7 @@ def answers(
         chosen: The stage that the plan rests on.
         curved: To price the answers.
         batch: Of the plan.
-        fixed: Whether the batch was given, so that all must take it.
+        fixed: Whether all must take that batch: it is given, capped, or the default of a study that tells no best one.
     """
     order = [chosen, *(stage for stage in stages.values() if stage.name != chosen.name)]
     found = [_of_stage(stage, batch if fixed else None) for stage in order]
@@ -87,13 +87,18 @@ def _plain(said: Said) -> tuple[float | None, Interval | None]:
 
 def _published(target: Target, rule: PublishedRule, fixed: float | None) -> Answer:
     notes = []
+    formula = ", ".join(part for part in (rule.lr_formula, rule.batch_formula) if part)
+    conditions = f"{formula}: {rule.condition}"
     optima = [b for b in target.fit.bottoms if b.family == target.family and b.optimum.usable]
     if rule.needs_constant:
         rule = rule.calibrate(
             [2**b.optimum.lr for b in optima], [2**b.optimum.batch for b in optima],
             [b.tokens for b in optima], [b.parameters for b in optima],
         )  # fmt: skip
-        notes.append(f"constant from {len(optima)} optima of this study")
+        if not optima:
+            why = "it gives exponents only, and this study has no joint optimum to take the constant from"
+            return Answer(rule.name, None, None, None, None, None, None, conditions, why)
+        notes.append(f"constant from {len(optima)} optim{'um' if len(optima) == 1 else 'a'} of this study")
     size = target.size.parameters
     lr = batch = None
     try:
@@ -108,8 +113,7 @@ def _published(target: Target, rule: PublishedRule, fixed: float | None) -> Answ
     except UserError as error:
         notes = [str(error).removeprefix(f"{rule.name}: ")]
         batch = None
-    formula = ", ".join(part for part in (rule.lr_formula, rule.batch_formula) if part)
-    return Answer(rule.name, lr, None, batch, None, None, None, f"{formula}: {rule.condition}", "; ".join(notes))
+    return Answer(rule.name, lr, None, batch, None, None, None, conditions, "; ".join(notes))
 
 
 def _priced(target: Target, chosen: Stage, curved: Curvatures, answer: Answer) -> Answer:
@@ -126,12 +130,13 @@ def _priced(target: Target, chosen: Stage, curved: Curvatures, answer: Answer) -
     return Answer(**fields)
 
 
-def disagreements(found: tuple[Answer, ...], stages: Mapping[str, Stage]) -> Iterator[str]:
-    """Pairs of stages whose 90% intervals of the learning rate do not meet although each is sure of its own."""
+def disagreements(found: tuple[Answer, ...], stages: Mapping[str, Stage], curved: Curvatures) -> Iterator[str]:
+    """Pairs of stages whose 90% intervals of the learning rate do not meet although each is sure of its own, if taking
+    one for the other costs more than ``TOLERANCE`` nats."""
     own = [answer for answer in found if answer.name in stages and answer.lr_interval]
     for index, first in enumerate(own):
         for second in own[index + 1 :]:
             (a, b), (c, d) = first.lr_interval or (0, 0), second.lr_interval or (0, 0)
-            if b < c or d < a:
-                apart = abs(math.log2((first.lr or 1) / (second.lr or 1)))
+            apart = abs(math.log2((first.lr or 1) / (second.lr or 1)))
+            if (b < c or d < a) and (curved.lr is None or curved.lr * apart**2 >= TOLERANCE):
                 yield f"{first.name} and {second.name} differ by {apart:.1f} octaves in the learning rate"

@@ -17,7 +17,7 @@ from disco.guide._overlay import Answer, answers, disagreements
 from disco.guide._settings import Difference, Settings
 from disco.guide._target import Size, Target, choose
 from disco.guide._trust import Trust, reasons, verdict
-from disco.runs.units import power, two_to
+from disco.runs.units import counted, power, power_range, two_to
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Plan(Result):
     tokens: int
     batch: Estimate
     """In tokens: the power of two nearest to the best batch, unless given or capped; its interval is that of the best
-    batch and not rounded."""
+    batch (of those up to the cap) and not rounded."""
     lr: Estimate
     """At that batch."""
     norm: Estimate
@@ -61,6 +61,12 @@ class Plan(Result):
     """What the stages, recipes and published rules say, the chosen stage first."""
     unlike: tuple[Difference, ...] = ()
     """Settings of the run that are not the sweep's, as far as both are known."""
+    unrecorded: tuple[str, ...] = ()
+    """Settings of the run, by dotted name, that the sweep's records or table do not tell."""
+    lr_half: float | None = None
+    """Half the 90% interval of the best learning rate at the batch, in octaves; None where there is none."""
+    batch_half: float | None = None
+    """The same of the best batch, also where another one is used."""
     advice: tuple[Advice, ...] = ()
     """Extra runs that would narrow the plan most, per token."""
 
@@ -143,9 +149,10 @@ def plan(
     own = known.get(target.family, {})
     adaptive = _settings.adaptive(own, target.family)
     given = batch is not None or of_batch.source == "capped"
-    found = answers(target, every, chosen, curved, of_batch.value, given)
+    found = answers(target, every, chosen, curved, of_batch.value, given or best.prediction is None)
+    untold = _settings.unrecorded(own, run or {}) if own else ()
     against = sorted(
-        reasons(target, of_batch, of_rate, curved, unlike(target.family), adaptive, said.pooled),
+        reasons(target, chosen.name, of_batch, of_rate, curved, unlike(target.family), untold, adaptive, said.pooled),
         key=lambda item: -("ok", "caution", "do not trust").index(item[0]),
     )
     runs_on = not own.get("schedule.decay")
@@ -158,7 +165,7 @@ def plan(
         norm=expected_norm(target, of_batch.value, best.prediction),
         octaves=target.octaves,
         cells=sum(cell.usable for cell in target.cells),
-        warnings=(*(text for _, text in against), *notes, *disagreements(found, every)),
+        warnings=(*(text for _, text in against), *notes, *disagreements(found, every, curved)),
         trust=verdict(against),
         stage=chosen.name,
         width=_or_none(target.size.width),
@@ -172,13 +179,16 @@ def plan(
         norms=way(target, of_batch.value, of_rate.value) if math.isfinite(of_rate.value) else (),
         answers=found,
         unlike=unlike(target.family),
+        unrecorded=untold,
+        lr_half=_or_none(_half(said)),
+        batch_half=_or_none(_half(best)),
         advice=advise(target, curved, of_batch.value, _half(said), _half(best), given, runs_on),
     )
 
 
 def _check(tokens: int, batch: int | None, largest: int | None, others: Mapping[str, float | None]) -> None:
     if tokens <= 0 or (batch is not None and not 0 < batch <= tokens):
-        raise UserError(f"plan: needs 0 < batch <= tokens, got batch={batch} and tokens={tokens}")
+        raise UserError(f"plan: needs 0 < batch <= tokens, got a batch of {batch} for {tokens} tokens")
     if largest is not None and largest <= 0:
         raise UserError(f"plan: the largest batch must be positive, got {largest}")
     if batch is not None and largest is not None and batch > largest:
@@ -218,13 +228,15 @@ def _batch(target: Target, best: Said, given: int | None, largest: int | None) -
         found = Estimate(value, interval, "rule", f"{best.why}: {two_to(best.prediction.log2)}, rounded")
     else:
         edge = ", which is at the edge of the grid of batches" if last.at_edge else ""
-        where = f"best of the grid at {power(last.tokens)} tokens{edge}"
+        where = f"best of the grid at {counted(last.tokens)} tokens{edge}"
         found = Estimate(float(min(last.batch, tokens)), None, "default", f"{where}; {best.why}")
     if largest is None or found.value <= largest:
         return found
-    return Estimate(
-        float(largest), found.interval, "capped", f"the largest allowed; best: {power(found.value)}, {found.why}"
-    )
+    low, high = found.interval or (math.nan, math.nan)
+    allowed = (min(low, float(largest)), min(high, float(largest))) if found.interval else None
+    without = power_range(best.prediction.log2, (best.prediction.low, best.prediction.high)) if best.prediction else ""
+    why = f"the largest allowed; best without the cap: {without or power(found.value)}, {best.why}"
+    return Estimate(float(largest), allowed, "capped", why)
 
 
 def _rate(target: Target, said: Said, batch: float) -> Estimate:
@@ -237,7 +249,7 @@ def _rate(target: Target, said: Said, batch: float) -> Estimate:
             math.nan, None, "default", f"no cell has an optimum inside its grid of learning rates; {said.why}"
         )
     cell = min(found, key=lambda c: (abs(math.log2(c.tokens / target.tokens)), abs(math.log2(c.batch / batch))))
-    where = f"optimum at {power(cell.tokens)} tokens and a batch of {power(cell.batch)}"
+    where = f"optimum at {counted(cell.tokens)} tokens and a batch of {counted(cell.batch)}"
     return Estimate(2 ** cell.rate(), None, "default", f"{where}, carried over unchanged; {said.why}")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from disco.errors import UserError
 from disco.fit import Result
+from disco.runs.imported import IMPORTED
 from disco.runs.reader import Run
 from disco.runs.table import families
 
@@ -36,12 +37,8 @@ COMPARED: Mapping[str, tuple[str, str]] = {
     "data.vocab": ("vocabulary", "tokens are not the same unit, and the output layer grows with it"),
 }  # fmt: skip
 """What is compared, its name in words, and why it matters (arXiv:2510.03871, appendix, for most)."""
-DEFAULTS: Mapping[str, Any] = {
-    "optimizer.momentum": 0.0, "optimizer.nesterov": False, "optimizer.weight_decay": 0.0,
-    "schedule.decay": 0.0, "schedule.warmup": 0,
-    "optimizer.ratios.input": 1.0, "optimizer.ratios.hidden": 1.0, "optimizer.ratios.output": 1.0,
-}  # fmt: skip
-"""What a configuration that does not name them means."""
+RATIOS = ("optimizer.ratios.input", "optimizer.ratios.hidden", "optimizer.ratios.output")
+"""1 where our own records do not name them."""
 ADAPTIVE = ("adam", "adamw")
 VARIES = "varies"
 """Stands for a setting in which the runs of a family differ."""
@@ -70,7 +67,10 @@ def sweep_settings(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for run, family in zip(runs, families(runs), strict=True):
         own = flat_settings(run.config)
-        own.setdefault("schedule.shape", "linear decay" if own.get("schedule.decay") else "constant")
+        if IMPORTED not in run.config:
+            own = dict.fromkeys(RATIOS, 1.0) | own
+        if own.get("schedule.decay") is not None:
+            own.setdefault("schedule.shape", "linear decay" if own["schedule.decay"] else "constant")
         known = found.setdefault(family, dict(own))
         for name in {*known, *own}:
             if name in COMPARED and known.get(name) != own.get(name):
@@ -100,8 +100,8 @@ def differences(sweep: Settings, run: Settings) -> tuple[Difference, ...]:
     """
     found = []
     for name, (_, why) in COMPARED.items():
-        here, there = run.get(name), sweep.get(name, DEFAULTS.get(name))
-        if here is None or there is None or not sweep:
+        here, there = run.get(name), sweep.get(name)
+        if here is None or there is None:
             continue
         if _number(there) and not _number(here):
             raise UserError(f"plan: {name} of the run must be a number, got {here!r}")
@@ -109,6 +109,11 @@ def differences(sweep: Settings, run: Settings) -> tuple[Difference, ...]:
         if not same:
             found.append(Difference(name, _said(there), _said(here), why))
     return tuple(found)
+
+
+def unrecorded(sweep: Settings, run: Settings) -> tuple[str, ...]:
+    """Settings (dotted names) that a planned run gives and the sweep's table or records do not tell."""
+    return tuple(name for name in COMPARED if run.get(name) is not None and sweep.get(name) is None)
 
 
 def _number(value: Any) -> bool:

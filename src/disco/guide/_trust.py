@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from disco.fit import Horizon
-from disco.guide._cost import Curvatures
+from disco.guide._cost import TOLERANCE, Curvatures
 from disco.guide._estimates import Estimate
-from disco.guide._settings import Difference
+from disco.guide._settings import COMPARED, Difference
 from disco.guide._target import Target
-from disco.runs.units import power
+from disco.runs.units import counted, error_digits, power
 
 Trust = Literal["ok", "caution", "do not trust"]
 Reason = tuple[Trust, str]
@@ -22,6 +22,8 @@ WIDE = 1.0
 """Octaves on either side of the learning rate beyond which an interval is a reason for caution."""
 EDGES = 0.5
 """Share of the cells of the largest horizon without an optimum from which on the grid was in the wrong place."""
+SIGNIFICANT = 0.05
+"""p-value below which an interaction of batch and tokens counts as seen."""
 STRAY = 1.0
 """Octaves outside the grid of batches from which on a batch is not to be trusted."""
 
@@ -32,17 +34,19 @@ def verdict(reasons: Sequence[Reason]) -> Trust:
 
 
 def reasons(
-    target: Target, batch: Estimate, lr: Estimate, curved: Curvatures, unlike: Sequence[Difference], adaptive: bool,
-    pooled: bool,
+    target: Target, stage: str, batch: Estimate, lr: Estimate, curved: Curvatures, unlike: Sequence[Difference],
+    unrecorded: Sequence[str], adaptive: bool, pooled: bool,
 ) -> Iterator[Reason]:  # fmt: skip
     """Everything that speaks against the plan.
 
     Args:
         target: The run.
+        stage: Name of the one that the plan rests on.
         batch: As recommended.
         lr: As recommended.
         curved: Of the study.
         unlike: Settings that differ from the sweep's.
+        unrecorded: Settings of the run that the sweep does not tell, by dotted name.
         adaptive: Whether the rates are Adam's.
         pooled: Whether the rate rests on all models of the family.
     """
@@ -59,12 +63,37 @@ def reasons(
         yield "caution", f"the interval of the learning rate is wider than {WIDE:g} octave on either side"
     for each in unlike:
         yield "do not trust" if each.setting == "optimizer.name" else "caution", each.text
+    if unrecorded:
+        names = [COMPARED[name][0] for name in unrecorded]
+        listed = f"{', '.join(names[:-1])} and {names[-1]} are" if len(names) > 1 else f"{names[0]} is"
+        yield "caution", f"the sweep's {listed} not recorded, so not compared with the run's"
     if len({study[0] for study in target.fit.studies}) > 1:
         yield "ok", f"the study has several families; this is for {target.family!r}"
-    rule = target.fit.rule(target.family, target.model, "lr(batch, tokens)")
-    for note in rule.law.warnings if rule.law else ():
-        if "plane" in note:
-            yield "caution", note
+    if stage != "one-stage":  # that one has the product
+        yield from _bend(target, batch.value, curved)
+
+
+def _bend(target: Target, batch: float, curved: Curvatures) -> Iterator[Reason]:
+    """lr(batch, tokens) is no plane, and that matters here.
+
+    How far its product term, change of the exponent of the batch per doubling of tokens, moves the rate at the plan is
+    counted from the middle of the optima, about which the plane is fitted. With much data a term that moves nothing is
+    significant too, so the move has to cost more than ``TOLERANCE`` as well.
+    """
+    found = target.fit.rule(target.family, target.model, "lr(batch, tokens)").interaction
+    if found is None or found.p_value >= SIGNIFICANT or curved.lr is None:
+        return
+    use = [cell for cell in target.cells if cell.usable]
+    away = [
+        math.log2(value) - sum(math.log2(getattr(cell, name)) for cell in use) / len(use)
+        for name, value in (("batch", batch), ("tokens", target.tokens))
+    ]
+    moved = found.value * math.prod(away)
+    nats = curved.lr * moved**2
+    if nats >= TOLERANCE:
+        change = error_digits(found.value, found.standard_error)
+        text = f"the exponent of the batch changes by {change} per doubling of tokens, which the rule leaves out: about"
+        yield "caution", f"{text} {abs(moved):.1f} octaves of learning rate here, {nats:.2g} nats"
 
 
 def _reach(target: Target, horizons: Sequence[Horizon]) -> Iterator[Reason]:
@@ -77,19 +106,22 @@ def _reach(target: Target, horizons: Sequence[Horizon]) -> Iterator[Reason]:
         yield "caution", text
     if octaves < -span:
         far = octaves < -span - max(span, 1.0)
-        text = f"the run is shorter than the shortest horizon swept, {power(first)} tokens"
+        text = f"the run is shorter than the shortest horizon swept, {counted(first)} tokens"
         yield "do not trust" if far else "caution", text
 
 
 def _grid(target: Target, batch: Estimate) -> Iterator[Reason]:
     cells = target.cells
     grid = sorted({cell.batch for cell in cells})
-    if len(grid) == 1:
+    if len(grid) == 1 and batch.source == "rule":
+        yield "caution", "one batch was swept with this model, so its best batch is that of the rule over all models"
+    elif len(grid) == 1:
         known = batch.source == "given" and batch.value == grid[0]
         yield "caution" if known else "do not trust", "one batch was swept, so nothing is known about the best one"
     if not grid[0] <= batch.value <= grid[-1]:
         far = batch.value > grid[-1] * 2**STRAY or batch.value < grid[0] / 2**STRAY
-        text = f"a batch of {power(batch.value)} lies outside the grid of {power(grid[0])} to {power(grid[-1])} tokens"
+        ends = f"{counted(grid[0])} to {counted(grid[-1])} tokens"
+        text = f"a batch of {power(batch.value)} lies outside the grid of {ends}"
         yield "do not trust" if far and batch.source == "given" else "caution", text
     edges = [item for item in target.horizons if item.at_edge]
     if batch.source == "rule" and len(edges) * 2 > len(target.horizons):

@@ -16,6 +16,7 @@ from disco.report._style import (
     PANELS,
     SCALE,
     Colours,
+    amount,
     bar,
     cell,
     log2,
@@ -40,7 +41,7 @@ def loss_bowls(fit: StudyFit, family: str, model: str) -> go.Figure | None:
     horizons = spaced(sorted({c.tokens for c in cells}), PANELS)
     batches = sorted({c.batch for c in cells})
     colours = Colours(math.log2(batches[0]), math.log2(batches[-1]))
-    figure = panels([f"{raised(math.log2(tokens))} tokens" for tokens in horizons], height=290, shared=False)
+    figure = panels([f"{amount(tokens)} tokens" for tokens in horizons], height=290, shared=False)
     named: set[str] = set()
     for panel, tokens in enumerate(horizons):
         shown = [c for c in cells if c.tokens == tokens]
@@ -167,7 +168,7 @@ def rate_against_batch(fit: StudyFit, plan: Plan) -> go.Figure | None:
     colours = Colours(math.log2(horizons[0]), math.log2(horizons[-1]))
     figure = single(500)
     for tokens in horizons:
-        colour, name = colours.at(math.log2(tokens)), f"{raised(math.log2(tokens))} tokens"
+        colour, name = colours.at(math.log2(tokens)), f"{amount(tokens)} tokens"
         group = [c for c in cells if c.tokens == tokens]
         inside = [c for c in group if c.usable]
         _rates(figure, inside, colour, name)
@@ -188,7 +189,7 @@ def rate_against_batch(fit: StudyFit, plan: Plan) -> go.Figure | None:
         default = "" if plan.supported else " (default)"
         figure.add_scatter(
             x=[x], y=[y], mode="markers", marker={"symbol": "star", "size": 17, "color": ACCENT}, error_y=error,
-            name=f"plan for {raised(math.log2(plan.tokens))}{default}", legendgroup="plan",
+            name=f"plan for {amount(plan.tokens)}{default}", legendgroup="plan",
         )  # fmt: skip
     figure.add_scatter(
         x=[None], y=[None], mode="markers", name="lowest of the grid,<br>but no optimum",

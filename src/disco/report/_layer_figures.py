@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from disco.fit._layer_groups import GROUPS, LayerGroups, RatioOptimum, without_ratios
-from disco.report._style import ACCENT, Colours, cell, chained, panels, powers, raised, rounded, spaced
+from disco.report._style import ACCENT, Colours, amount, cell, chained, panels, powers, raised, rounded, spaced
 
 ROWS = 3
 """Most horizons drawn as parallel coordinates."""
@@ -39,7 +39,7 @@ def parallel_coordinates(
         return None
     base = np.array([without_ratios(str(name)) for name in columns.get("family", np.full(len(columns["lr"]), ""))])
     loss = np.where(np.asarray(columns["diverged"]).astype(bool), np.nan, np.asarray(columns["loss"], dtype=float))
-    figure = panels([f"{raised(math.log2(tokens))} tokens" for tokens in horizons], height=300, columns=1, shared=False)
+    figure = panels([f"{amount(tokens)} tokens" for tokens in horizons], height=300, columns=1, shared=False)
     figure.update_layout(width=1180)
     labels = list(figure.layout.annotations)
     for panel, tokens in enumerate(horizons):

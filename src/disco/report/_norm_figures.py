@@ -16,6 +16,7 @@ from disco.report._style import (
     ACCENT,
     PANELS,
     Colours,
+    amount,
     cell,
     chained,
     panels,
@@ -244,5 +245,5 @@ def variants(fit: StudyFit, model: str) -> go.Figure | None:
     powers(figure, x=True)
     figure.update_xaxes(title="output norm", **cell(0, 2))
     figure.update_xaxes(title="batch (tokens)", dtick=1, **cell(1, 2))
-    y_titles(figure, f"nats above the best, {raised(math.log2(tokens))} tokens", 2, 2)
+    y_titles(figure, f"nats above the best, {amount(tokens)} tokens", 2, 2)
     return figure

@@ -1,4 +1,5 @@
-"""What a page shows: of a sweep over layer-group ratios one set of them in full, of a decay branch its whole way."""
+"""What is shown: of a sweep over layer-group ratios one set of them in full, of a decay branch its whole way, of
+one-stage models those that describe the runs."""
 
 from __future__ import annotations
 
@@ -10,9 +11,12 @@ from typing import Any
 
 import polars as pl
 
-from disco.fit import StudyFit
+from disco.fit import StudyFit, Surface
 from disco.fit._layer_groups import without_ratios
 from disco.runs.reader import Run
+
+OUTSIDE = 1.0
+"""Octaves outside the rates swept that a best rate of the one-stage model may lie."""
 
 
 def focus(fit: StudyFit) -> StudyFit:
@@ -48,6 +52,32 @@ def focus(fit: StudyFit) -> StudyFit:
         bottoms=own(fit.bottoms),
         composites=own(fit.composites),
     )
+
+
+def one_stage(fit: StudyFit, family: str) -> tuple[Surface | None, str]:
+    """The one-stage model of a family, or None and why it is not to be shown.
+
+    Least squares may end in a valley that is not that of the runs; then its best rates lie outside those swept.
+    """
+    found = next((item for item in fit.surfaces if item.family == family), None)
+    if found is None:
+        return None, "it takes a fit with resamples"
+    surface = found.surface
+    if surface is None:
+        return None, found.reason.removeprefix("surface: ")
+    sized = surface.centre[2] != 0
+    own = [item for item in fit.horizons if item.family == family and (item.parameters > 0 or not sized)]
+    rates = [point.lr for cell in fit.cells if cell.family == family for point in cell.points]
+    if not own:
+        return None, "the sizes of the models are not known"
+    best = [surface.optimum(item.tokens, parameters=item.parameters if sized else 1.0).lr for item in own]
+    outside = sum(not min(rates) - OUTSIDE <= lr <= max(rates) + OUTSIDE for lr in best)
+    if 2 * outside > len(best):
+        return None, (
+            f"the formula fitted to {surface.runs} runs has its best rate outside those swept at {outside} of "
+            f"{len(best)} horizons, so it does not describe them"
+        )
+    return surface, ""
 
 
 def through_parents(curves: pl.DataFrame, runs: Sequence[Run]) -> pl.DataFrame:

@@ -15,7 +15,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from disco.report.tables import superscript
-from disco.runs.units import two_to
+from disco.runs.units import counted, two_to
 
 WIDTH, NARROW = 1180, 760
 COLUMNS = 3
@@ -58,6 +58,11 @@ def bar(title: str) -> dict[str, Any]:
 def raised(log2: float) -> str:
     """2 with a raised exponent, as plotly text."""
     return superscript(two_to(log2))
+
+
+def amount(count: float) -> str:
+    """A count of tokens as plotly text."""
+    return superscript(counted(count))
 
 
 def titled(family: str, model: str) -> str:

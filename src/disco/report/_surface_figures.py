@@ -17,6 +17,7 @@ from disco.report._style import (
     PANELS,
     SCALE,
     Colours,
+    amount,
     cell,
     log2,
     panels,
@@ -43,7 +44,7 @@ def loss_surfaces(fit: StudyFit, family: str, model: str) -> go.Figure | None:
     if not horizons:
         return None
     bottoms = {b.tokens: b for b in fit.bottoms if (b.family, b.model) == (family, model)}
-    figure = panels([f"{raised(math.log2(tokens))} tokens" for tokens in horizons], height=300, shared=False)
+    figure = panels([f"{amount(tokens)} tokens" for tokens in horizons], height=300, shared=False)
     lost = [_surface(figure, by_tokens[t], bottoms.get(t), cell(panel)) for panel, t in enumerate(horizons)]
     top = float(np.median(lost))
     bar = {"title": {"text": "nats above the lowest", "side": "right"}, "thickness": 14}
@@ -202,7 +203,7 @@ def regrets(fit: StudyFit) -> go.Figure | None:
         x=[round(f.regret.nats, 5) for f, _ in own if f.regret], y=[name for _, name in own], mode="markers",
         name="one held-out horizon", marker={"size": 7, "color": INK, "symbol": "circle-open"},
         customdata=[
-            f"{f.model}, {raised(math.log2(f.tokens))} tokens{f' ({f.note})' if f.note else ''}" for f, _ in own
+            f"{f.model}, {amount(f.tokens)} tokens{f' ({f.note})' if f.note else ''}" for f, _ in own
         ],
         hovertemplate="%{customdata}: %{x:.4f} nats<extra></extra>",
     )  # fmt: skip

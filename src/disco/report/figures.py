@@ -1,5 +1,5 @@
 """The figures of a report. Here those of training, from tables of curves; ``_fit_figures``, ``_surface_figures``,
-``_norm_figures`` and ``_layer_figures`` have those of fits.
+``_one_stage_figures``, ``_norm_figures`` and ``_layer_figures`` have those of fits.
 
 Each is a plotly figure, or None where data are missing.
 """
@@ -16,6 +16,7 @@ from disco.fit import NORM
 from disco.report._fit_figures import first_hits, loss_bowls, norm_over_tokens, rate_against_batch, size_bowls
 from disco.report._layer_figures import best_ratios, parallel_coordinates
 from disco.report._norm_figures import norm_growth, norm_optima, norms_compared, recipes, variants
+from disco.report._one_stage_figures import one_stage
 from disco.report._style import (
     ACCENT,
     PANELS,
@@ -46,6 +47,7 @@ __all__ = [
     "norm_optima",
     "norm_over_tokens",
     "norms_compared",
+    "one_stage",
     "parallel_coordinates",
     "rate_against_batch",
     "recipes",
@@ -131,11 +133,12 @@ def norm_against_progress(curves: pl.DataFrame, target: float) -> go.Figure | No
     return figure
 
 
-def layer_norms(norms: pl.DataFrame) -> go.Figure | None:
+def layer_norms(norms: pl.DataFrame, weight_decay: float = 0.0) -> go.Figure | None:
     """Each layer's assigned norm over the steps of one run, one panel per layer group.
 
     Args:
         norms: As ``disco.runs.table.layer_norms`` makes it.
+        weight_decay: Of the run; 1 over it, the largest norm that steps of norm 1 can hold up, is drawn as a line.
     """
     if norms.is_empty():
         return None
@@ -155,6 +158,8 @@ def layer_norms(norms: pl.DataFrame) -> go.Figure | None:
                 line={"color": colours.at(index), "width": 1.6}, showlegend=len(layers) > 1,
                 hovertemplate=f"{name}<br>2<sup>%{{y:.2f}}</sup><extra></extra>",
             )  # fmt: skip
+    if weight_decay > 0:
+        figure.add_hline(y=-math.log2(weight_decay), line={"color": ACCENT, "width": 1.5, "dash": "dash"})
     powers(figure, x=True, y=True)
     x_titles(figure, "steps", len(groups))
     y_titles(figure, "norm", len(groups))

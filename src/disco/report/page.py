@@ -22,7 +22,7 @@ from disco.report._select import focus, through_parents
 from disco.report.tables import Sheet
 from disco.runs import table
 from disco.runs.reader import Run, Runs
-from disco.runs.units import power
+from disco.runs.units import counted
 
 OPEN = 3
 """Studies shown unfolded; further ones are folded, and drawn when opened."""
@@ -42,7 +42,8 @@ class _Page:
         self.parts += parts
 
     def figure(self, title: str, what: str, figure: go.Figure | None, missing: str) -> None:
-        """A titled figure with its explanation; what is not there is named by ``not_drawn``."""
+        """A titled figure with its explanation and the paper's figures that it corresponds to; what is not there is
+        named by ``not_drawn``."""
         if figure is None:
             self.missing.append((title, missing))
             return
@@ -51,7 +52,7 @@ class _Page:
         name = f"figure-{self.count}"
         height = figure.layout.height
         self.add(
-            f"<p>{what}</p>",
+            f"<p>{what}{words.of_the_paper(title.partition(': ')[0])}</p>",
             f'<div class="figure" id="{name}" style="height:{height}px"></div>',
             f'<script type="application/json" id="{name}-data">{figure.to_json()}</script>',
         )
@@ -121,7 +122,7 @@ def _name(family: str, model: str) -> str:
 
 def _plans(page: _Page, fit: StudyFit, chosen: Plan) -> None:
     """The plan of the chosen study in full, and those of the others in one table."""
-    page.add(f"<h2>{tables.superscript(f'The next horizon: {power(chosen.tokens)} tokens')}</h2>")
+    page.add(f"<h2>{tables.superscript(f'The next horizon: {counted(chosen.tokens)} tokens')}</h2>")
     page.add(_table(tables.recommendation(chosen)))
     others = [study for study in fit.studies if study != (chosen.family, chosen.model)]
     if others:
@@ -149,7 +150,7 @@ def _across(page: _Page, fit: StudyFit, columns: Mapping[str, np.ndarray]) -> No
     sizes = [path for path in fit.paths if path.axis != "tokens"]
     page.figure(
         "Loss against norm over width and depth",
-        words.sizes(sizes),
+        words.sizes(sizes, fit),
         figures.size_bowls(fit, sizes),
         "there is no axis of width or depth with optima at two values or more at the same number of tokens.",
     )
@@ -213,6 +214,7 @@ def _layers(page: _Page, columns: Mapping[str, np.ndarray], found: LayerGroups |
 def _study(page: _Page, fit: StudyFit, family: str, model: str, curves: pl.DataFrame, runs: Sequence[Run]) -> None:
     """Tables and figures of one family and model."""
     path = fit.path(family, model)
+    next_plan = plan(fit, 2 * fit.of(family, model)[1][-1].tokens, model=model, family=family)
     target = sum(path.norm) / len(path.norm) if path.norm else math.nan
     page.figure(
         "Loss against output norm during training",
@@ -251,6 +253,12 @@ def _study(page: _Page, fit: StudyFit, family: str, model: str, curves: pl.DataF
         "one batch only.",
     )
     page.figure(
+        "One model of the loss for all runs",
+        words.one_stage(fit, family),
+        figures.one_stage(fit, family, model, next_plan),
+        words.no_one_stage(fit, family),
+    )
+    page.figure(
         "Which runs first reach the optimal norm",
         words.first_hits(fit, family, model),
         figures.first_hits(fit, family, model),
@@ -259,14 +267,14 @@ def _study(page: _Page, fit: StudyFit, family: str, model: str, curves: pl.DataF
     page.figure(
         "Optimal learning rate against batch",
         words.rates(fit, family, model),
-        figures.rate_against_batch(fit, plan(fit, 2 * fit.of(family, model)[1][-1].tokens, model=model, family=family)),
+        figures.rate_against_batch(fit, next_plan),
         "no cell has an optimal learning rate inside its grid.",
     )
     run = _near_optimum(fit, family, model, curves, runs)
     page.figure(
         "Layer norms over training",
         words.layer_norms(run) if run else "",
-        figures.layer_norms(_layer_norms(run, runs)) if run else None,
+        figures.layer_norms(_layer_norms(run, runs), words.weight_decay(run)) if run else None,
         "no run has layer norms.",
     )
     page.not_drawn()

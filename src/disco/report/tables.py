@@ -1,22 +1,16 @@
-"""Optima, rules and a plan as text tables; the page uses the same rows."""
+"""Optima, rules and plans as tables of text, for the page."""
 
 from __future__ import annotations
 
 import math
 import re
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import StringIO
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from disco.fit import Cell, PowerLaw, Rule, StudyFit
 from disco.fit._layer_groups import LayerGroups
 from disco.guide import Estimate, Plan
-from disco.runs.units import UNKNOWN, power, two_to
+from disco.runs.units import UNKNOWN, counted, error_digits, power, power_range, two_to
 
 FLAGS = {
     "edge-low": "at lower edge",
@@ -29,7 +23,6 @@ FLAGS = {
 """What a flag means to a reader."""
 WRAPPED = {"because", "fit", "notes", "family", "rule"}
 """Columns whose text may break into lines."""
-INTERVALS = "In brackets: 90% intervals."
 
 
 @dataclass(frozen=True)
@@ -46,23 +39,6 @@ def superscript(text: str) -> str:
     return re.sub(r"\b2\^(-?[\d.]*\d)", lambda match: f"2<sup>{match[1].replace('-', '−')}</sup>", text)
 
 
-def power_range(log2: float, interval: tuple[float, float] | None, digits: int = 2) -> str:
-    """2^-5.52 [-5.7, -5.3]; without an interval the power alone."""
-    if interval is None or not math.isfinite(log2):
-        return two_to(log2, digits)
-    return f"{two_to(log2, digits)} [{interval[0]:.1f}, {interval[1]:.1f}]"
-
-
-def error_digits(value: float, error: float) -> str:
-    """0.619(51): two digits of the standard error, in units of the last digit of the value."""
-    if not math.isfinite(error) or error <= 0:
-        return f"{value:.3g}"
-    if error >= 0.995:
-        return f"{value:.2f}({error:.2f})"
-    digits = 1 - math.floor(math.log10(float(f"{error:.1e}")))
-    return f"{value:.{digits}f}({round(error * 10**digits):d})"
-
-
 def flags(names: Sequence[str], what: str = "") -> str:
     """Flags in words: "batch at the upper edge, flat"."""
     return ", ".join(f"{what} {FLAGS[name]}".strip() if "edge" in name else FLAGS.get(name, name) for name in names)
@@ -75,18 +51,17 @@ def optima(fit: StudyFit) -> Sheet:
         cell = fit.cell(item.family, item.model, item.batch, item.tokens)
         assert cell is not None
         notes = [flags([name for name in item.flags if name != "no-optimum"], "batch"), flags(cell.lr.flags, "rate")]
-        rows.append(
-            (*_names(fit, item.family, item.model), *_cell(cell), ", ".join(note for note in notes if note) or "ok")
-        )
-    named = _names(fit, "family", "model")
+        named = names(fit, item.family, item.model).values()
+        rows.append((*named, *_cell(cell), ", ".join(note for note in notes if note) or "ok"))
+    first = tuple(names(fit, "", ""))
     headers = ("tokens", "best batch", "learning rate", "norm", "paper", "loss", "notes")
-    return Sheet((*named, *headers), tuple(rows), left=len(named))
+    return Sheet((*first, *headers), tuple(rows), left=len(first))
 
 
-def _names(fit: StudyFit, family: str, model: str) -> tuple[str, ...]:
+def names(fit: StudyFit, family: str, model: str) -> dict[str, str]:
     """Those of model and family in which the studies of a fit differ."""
     families, models = ({study[index] for study in fit.studies} for index in (0, 1))
-    return (*((model,) if len(models) > 1 else ()), *((family,) if len(families) > 1 else ()))
+    return ({"model": model} if len(models) > 1 else {}) | ({"family": family} if len(families) > 1 else {})
 
 
 def cells(fit: StudyFit, family: str, model: str) -> Sheet:
@@ -103,8 +78,8 @@ def _cell(cell: Cell) -> tuple[str, ...]:
     else:
         loss = f"{cell.loss:.3f}" if math.isfinite(cell.loss) else UNKNOWN
     return (
-        power(cell.tokens),
-        power(cell.batch),
+        counted(cell.tokens),
+        counted(cell.batch),
         power_range(cell.lr.x, cell.lr.interval) if cell.usable else UNKNOWN,
         power_range(norm.x, norm.interval) if norm and norm.usable else UNKNOWN,
         two_to(paper.x) if paper and paper.usable else UNKNOWN,
@@ -157,7 +132,7 @@ def layer_groups(found: LayerGroups, family: str, model: str) -> Sheet:
                 ratio = power_range(group.ratio, group.interval)
             rows.append(
                 (
-                    power(item.tokens), group.group, ratio,
+                    counted(item.tokens), group.group, ratio,
                     _nats(group.curvature, group.curvature_interval), _nats(group.retuned, group.retuned_interval),
                     _change(group.over_batch, group.over_batch_interval),
                     _change(group.batch_shift, group.batch_shift_interval),
@@ -216,43 +191,3 @@ def _estimate(number: Estimate) -> tuple[str, ...]:
     if number.interval:
         interval = f"{power(number.interval[0])} to {power(number.interval[1])}"
     return value, interval, number.source, number.why
-
-
-def render_optima(fit: StudyFit, width: int = 110) -> str:
-    """The optima of a fit as text, with what a reader must know under them."""
-    return f"{_text(optima(fit), width)}\n  {INTERVALS}\n{_notes(fit.warnings, width)}"
-
-
-def render_rules(fit: StudyFit, family: str, model: str, width: int = 110) -> str:
-    """The rules of one model as text."""
-    return f"{' '.join(filter(None, (model, family)))}\n{_text(rules(fit, family, model), width)}"
-
-
-def render_plan(plan: Plan, width: int = 110) -> str:
-    """A plan as text."""
-    title = f"  {plan.model} {plan.family}".rstrip() + f": {plan.tokens:,} tokens ({power(plan.tokens)})"
-    return f"{title}\n{_text(recommendation(plan), width)}\n{_notes(plan.warnings, width)}"
-
-
-def _notes(notes: Sequence[str], width: int) -> str:
-    lines = (textwrap.fill(f"note: {note}", width, initial_indent="  ", subsequent_indent="    ") for note in notes)
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _text(sheet: Sheet, width: int) -> str:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for index, header in enumerate(sheet.headers):
-        left = index < sheet.left or header == "notes"
-        wraps = header in WRAPPED
-        table.add_column(header, justify="left" if left else "right", no_wrap=not wraps, overflow="fold")
-    for row in sheet.rows:
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
-    console = Console(file=StringIO(), width=width, color_system=None)
-    console.print(table)
-    assert isinstance(console.file, StringIO)
-    return "\n".join(_trimmed(console.file.getvalue())) + "\n"
-
-
-def _trimmed(text: str) -> Iterator[str]:
-    """Lines without trailing blanks, none of them empty."""
-    return (line.rstrip() for line in text.splitlines() if line.strip())

@@ -10,11 +10,31 @@ from collections.abc import Iterator, Sequence
 from disco.fit import Path, Rule, StudyFit
 from disco.fit._layer_groups import GroupRatio, LayerGroups
 from disco.guide import Plan
-from disco.report.tables import FLAGS, error_digits, formula, superscript
+from disco.report import _select as select
+from disco.report._transfer_words import transfer
+from disco.report.tables import FLAGS, formula, superscript
 from disco.runs.reader import Run
 from disco.runs.schema import Outcome
-from disco.runs.units import power, two_to
+from disco.runs.units import counted, error_digits, power, two_to
 
+PAPER = {
+    "Optimal norm over tokens": "2a",
+    "Loss against norm over width and depth": "2b",
+    "Which norm transfers": "10",
+    "Best batch over tokens": "7b",
+    "Families side by side": "9",
+    "Best ratios over tokens": "4b",
+    "All runs as parallel coordinates": "4a and 11",
+    "Loss against output norm during training": "1a",
+    "Output norm against steps, tokens and path length": "1b and 5",
+    "How fast the norm grows": "5",
+    "Loss against norm at each horizon": "2a, 12 and 13",
+    "What the recipe of the fit changes": "6",
+    "Which runs first reach the optimal norm": "3a",
+    "Optimal learning rate against batch": "3b and 7a",
+    "Layer norms over training": "8",
+}
+"""Figures of arXiv:2510.03871 (v1) that those of the page correspond to, by title."""
 LEGEND = (
     "One row per number of tokens, at the best batch of the grid. In brackets: 90% intervals, as exponents of 2. "
     "Learning rate and norm are vertices of a parabola through the runs around the minimum; “paper” is the norm by the "
@@ -72,7 +92,7 @@ def scope(runs: Sequence[Run], fit: StudyFit) -> str:
     counts["unfinished"] = sum(run.outcome is None for run in runs)
     parts = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     tokens = sorted({cell.tokens for cell in fit.cells})
-    horizons = f"horizons from {power(tokens[0])} to {power(tokens[-1])}" if len(tokens) > 1 else power(tokens[0])
+    horizons = f"horizons from {counted(tokens[0])} to {counted(tokens[-1])}" if len(tokens) > 1 else counted(tokens[0])
     models = ", ".join(dict.fromkeys(model for _, model in fit.studies))
     return superscript(f"{len(runs)} runs ({parts}) of {html.escape(models)}; {horizons} tokens.")
 
@@ -85,14 +105,14 @@ def answer(fit: StudyFit, plan: Plan) -> Iterator[str]:
     edge = ", at the edge of the grid of batches" if last.at_edge else ""
     only = "the only batch" if "one-batch" in last.flags else "the best batch"
     yield superscript(
-        f"At the largest horizon swept, {power(last.tokens)} tokens, {only} was "
-        f"{power(last.batch)} tokens{edge}, with {lr} and a loss of {last.loss:.3f} nats."
+        f"At the largest horizon swept, {counted(last.tokens)} tokens, {only} was "
+        f"{counted(last.batch)} tokens{edge}, with {lr} and a loss of {last.loss:.3f} nats."
     )
-    yield superscript(transfer(fit.path(plan.family, plan.model)))
+    yield superscript(transfer(fit.path(plan.family, plan.model), fit))
 
 
 def _next(plan: Plan) -> str:
-    what = f"<b>{html.escape(plan.model)}, {power(plan.tokens)} tokens next:</b> "
+    what = f"<b>{html.escape(plan.model)}, {counted(plan.tokens)} tokens next:</b> "
     batch = f"a batch of {power(plan.batch.value)} ({plan.batch.value:,.0f}) tokens"
     if not math.isfinite(plan.lr.value):
         return what + "no learning rate can be recommended: no cell has its optimum inside the grid of learning rates."
@@ -104,32 +124,6 @@ def _next(plan: Plan) -> str:
     return f"{what}the data do not carry a prediction yet. As a default, not a forecast: {lr}) at {batch}."
 
 
-def transfer(path: Path) -> str:
-    """Whether the optimal norm is the same along a path, with the numbers, in a sentence."""
-    found = len(path.norm)
-    if found < 2:
-        number = "no optimum" if not found else "only one optimum"
-        found_so_far = f"{number} whose best batch lies inside its grid; it takes 3."
-        return f"Whether the optimal norm transfers over {path.axis} is unknown: {found_so_far}"
-    spread = f"it lies between {two_to(min(path.norm))} and {two_to(max(path.norm))} ({path.condition})"
-    test = path.transfer
-    if test is None or test.interval is None:
-        return (
-            f"The optimal norm was found at {found} values of {path.axis}: {spread}. It takes 3 to test its transfer."
-        )
-    slope = (
-        f"{test.slope:+.2f} [{test.interval[0]:+.2f}, {test.interval[1]:+.2f}] octaves per doubling of {path.axis}, "
-        f"where up to ±{test.margin:.2f} would cost less than 0.01 nats"
-    )
-    if test.verdict == "transfers":
-        return f"<b>The optimal norm transfers over {path.axis}:</b> {spread}, {slope}."
-    if test.verdict == "drifts":
-        return f"<b>The optimal norm drifts with {path.axis}:</b> {spread}, {slope}."
-    seen = "no drift is seen, but one that matters" if test.constant else "it moves, but a drift too small to matter"
-    head = f"<b>Whether the optimal norm transfers over {path.axis} cannot be told yet:</b>"
-    return f"{head} {seen} is not excluded; {spread}, {slope}."
-
-
 def norm_over_tokens(fit: StudyFit) -> str:
     """Over the figure of the optimal norm."""
     text = (
@@ -138,16 +132,16 @@ def norm_over_tokens(fit: StudyFit) -> str:
     )
     paths = [path for path in fit.paths if path.axis == "tokens"]
     if len(paths) == 1:
-        return superscript(text + _plain(transfer(paths[0])))
+        return superscript(text + _plain(transfer(paths[0], fit)))
     verdicts = (path.transfer.verdict if path.transfer else "cannot tell, too few optima" for path in paths)
     names = (", ".join(filter(None, (path.model, path.family))) for path in paths)
     lines = "; ".join(html.escape(f"{name}: {verdict}") for name, verdict in zip(names, verdicts, strict=True))
     return superscript(f"{text}Does it transfer over tokens? {lines}.")
 
 
-def sizes(paths: Sequence[Path]) -> str:
+def sizes(paths: Sequence[Path], fit: StudyFit) -> str:
     """Over the figure of width and depth."""
-    lines = " ".join(_plain(transfer(path)) for path in paths)
+    lines = " ".join(_plain(transfer(path, fit)) for path in paths)
     return superscript(f"Each bowl is one model at its best batch. Stars at one norm mean transfer over size. {lines}")
 
 
@@ -189,13 +183,26 @@ def _fitted(rule: Rule) -> str:
     return f"Dotted: {formula(rule.law, 'lr')}.{notes}"
 
 
+def of_the_paper(title: str) -> str:
+    """Figures of arXiv:2510.03871 that the one of this title corresponds to, as the end of its explanation."""
+    found = PAPER.get(title)
+    return f" <em>As Fig. {found} of arXiv:2510.03871.</em>" if found else ""
+
+
+def weight_decay(run: Run) -> float:
+    """0 where it is not known."""
+    return float(run.config["optimizer"].get("weight_decay") or 0.0)
+
+
 def layer_norms(run: Run) -> str:
     """Over the figure of layer norms."""
-    lr, batch = (power(value) for value in (run.config["optimizer"]["lr"], run.config["batch"]))
+    lr, batch = power(run.config["optimizer"]["lr"]), counted(run.config["batch"])
+    decay = weight_decay(run)
+    cap = f" Dashed: 1 over the weight decay, {power(1 / decay)}, the most that it lets stand." if decay > 0 else ""
     return superscript(
         f"Run {html.escape(run.id)} (learning rate {lr}, batch {batch} tokens), the one nearest to the optimum of the "
         "largest horizon. Layers of one group should grow together; one that stalls or runs away shows here first."
-    )
+    ) + superscript(cap)
 
 
 def other_ratios(whole: StudyFit, shown: StudyFit) -> str:
@@ -221,16 +228,41 @@ def surfaces(fit: StudyFit, family: str, model: str) -> str:
     last = own[-1]
     if not last.optimum.usable:
         why = ", ".join(FLAGS.get(flag, flag.replace("-", " ")) for flag in last.optimum.flags)
-        return superscript(f"{text}At {power(last.tokens)} tokens there is no joint optimum to report: {why}.")
+        return superscript(f"{text}At {counted(last.tokens)} tokens there is no joint optimum to report: {why}.")
     near = last.near
     end = "" if near.bounded else ", the largest one measured"
     sure = f", surely up to {power(near.largest_sure)}" if math.isfinite(near.largest_sure) else ""
     return superscript(
-        f"{text}At {power(last.tokens)} tokens the optimum is a batch of {two_to(last.optimum.batch)} at a learning "
+        f"{text}At {counted(last.tokens)} tokens the optimum is a batch of {two_to(last.optimum.batch)} at a learning "
         f"rate of {two_to(last.optimum.lr)}; along the ridge the rate goes as the batch to the power "
         f"{error_digits(last.optimum.ridge, last.optimum.ridge_error)}. Within {near.tolerance:.3f} nats of it lie "
         f"batches from {power(near.smallest)} to {power(near.largest)}{end}{sure}."
     )
+
+
+def one_stage(fit: StudyFit, family: str) -> str:
+    """Over the figure of the one-stage model: its form and its exponents."""
+    surface, _ = select.one_stage(fit, family)
+    if surface is None:
+        return ""
+    told = {"batch(tokens)": "the best batch goes as tokens to the power", "lr(batch)": "the best rate as the batch to",
+            "lr(tokens)": "and, at one batch, as tokens to"}  # fmt: skip
+    said = ", ".join(f"{text} {_value(*surface.exponent(name))}" for name, text in told.items())
+    return superscript(
+        "Contours of one formula for the loss over steps, batch and rate, E + A N^-a + C K^-b + F B^-c and a lopsided "
+        f"valley, fitted to all {surface.runs} runs at once. Each run is a dot in the colour of its own loss: where "
+        f"dots stand out from what is around them, the formula misses. By it {said}. The star is its optimum, the "
+        "diamond that of the two-stage fits; where they are apart by more than the bars, the answer rests on the form."
+    )
+
+
+def _value(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value:+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else f"{value:+.2f}"
+
+
+def no_one_stage(fit: StudyFit, family: str) -> str:
+    """Why there is no such figure."""
+    return f"{select.one_stage(fit, family)[1] or 'the size of this model is not known'}."
 
 
 def norms_compared(fit: StudyFit) -> str:
@@ -268,7 +300,8 @@ def composites(fit: StudyFit, family: str, model: str) -> Iterator[str]:
         apart = item.difference_interval
         said = ""
         if apart:
-            agree = "they agree" if apart[0] <= 0 <= apart[1] else "they disagree"
+            gap = item.composite - item.direct
+            agree = "they agree" if apart[0] <= 0 <= apart[1] else f"they differ by {gap:+.2f}"
             said = f"; {agree}, their difference lies in [{apart[0]:+.2f}, {apart[1]:+.2f}]"
         where = (
             f" [{item.composite_interval[0]:+.2f}, {item.composite_interval[1]:+.2f}]"
@@ -285,7 +318,7 @@ def layer_groups(found: LayerGroups, family: str, model: str) -> Iterator[str]:
     """The section on layer groups in words: the largest horizon."""
     last = found.of(family, model)[-1]
     name = ", ".join(filter(None, (model, family)))
-    head = f"<b>{html.escape(name)}, {power(last.tokens)} tokens:</b> "
+    head = f"<b>{html.escape(name)}, {counted(last.tokens)} tokens:</b> "
     lead = next(group for group in last.groups if group.reference)
     reference = " and ".join((lead.group, *lead.together))
     told = [group for group in last.groups if group.usable]

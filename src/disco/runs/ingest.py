@@ -253,10 +253,11 @@ def _reasons(table: pl.DataFrame, form: Form, norms: Sequence[str]) -> Iterator[
     if "run" in table.columns:
         yield "no name of the run", pl.col("run").is_null()
     for name in ("lr", "batch", "tokens"):
-        least = 1e-300 if name == "lr" else 0.5  # half a token is rounded to one
-        least = 0 if form == "series" and name == "tokens" else least  # step 0 of a series is a row, of results none
+        small = pl.col(name) < 1e-300 if name == "lr" else pl.col(name).round() < 1
+        if form == "series" and name == "tokens":  # step 0 of a series is a row, of results none
+            small = pl.col(name) < 0
         yield f"{name} is missing", pl.col(name).is_null() | pl.col(name).is_nan()
-        yield f"{name} is not positive", pl.col(name) < least
+        yield f"{name} is not positive", small
         yield f"{name} is too large", pl.col(name) > LARGEST
     if form == "series" and "step" in table.columns:
         yield "step is missing", pl.col("step").is_null() | pl.col("step").is_nan()

@@ -33,6 +33,7 @@ class Forecast:
     memory: int
     """Bytes of all workers together at their largest cohorts, an upper estimate."""
     seconds: float
+    workers: int
 
 
 def forecast(
@@ -61,6 +62,7 @@ def forecast(
         tokens=sum(map(new_tokens, runs)),
         memory=int(sum(memory[:workers])),
         seconds=START_SECONDS + OVERHEAD * last_end(seconds, workers),
+        workers=workers,
     )
 
 

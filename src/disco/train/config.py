@@ -309,8 +309,12 @@ def to_dict(config: Any) -> dict[str, Any]:
     return result
 
 
+THOUSANDS = {"K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
+"""Powers of ten of a count in short."""
+
+
 def number(value: Any, where: str) -> float:
-    """A finite number, or a power written as text: ``"2^-5"``, ``"2**-5.5"``.
+    """A finite number; as text also a power, ``"2^-5"``, ``"2**-5.5"``, or a count in short, ``"20k"``, ``"10B"``.
 
     Raises:
         ConfigError: it is neither.
@@ -318,7 +322,11 @@ def number(value: Any, where: str) -> float:
     try:
         if isinstance(value, str):
             match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:\^|\*\*)\s*\(?(-?\d+(?:\.\d+)?)\)?\s*", value)
-            result = float(match[1]) ** float(match[2]) if match else float(value)
+            in_short = re.fullmatch(r"\s*([\d_]+(?:\.\d+)?)\s*([kKMBbGT])\s*", value)
+            if match:
+                result = float(match[1]) ** float(match[2])
+            else:
+                result = float(f"{in_short[1]}e{THOUSANDS[in_short[2].upper()]}" if in_short else value)
         else:
             result = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
     except (ValueError, ArithmeticError):  # not a number, or one too large for a float
