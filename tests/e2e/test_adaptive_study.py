@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -61,7 +62,10 @@ def test_killed_and_resumed_it_leaves_the_same_journal_and_records(tmp_path: Pat
 def test_a_dry_run_says_what_may_be_run(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study.toml", AXES)
     shown = disco("sweep", "run", str(study), "--dry-run")
-    assert shown.stdout.splitlines() == [
+    *plan, expected = shown.stdout.splitlines()
+    assert plan == [
         "study tiny: adaptive, at most 14.3k tokens, until the best learning rate is known to 0.35 octaves",
         "batches 2^6, 2^7, to 2^13 tokens, learning rates from 2^-4 .. 2^-2 on",
+        "left to do: for the budget, 14.3k tokens",
     ]
+    assert re.fullmatch(r"expected: \d+s with \d+ processes, \d\.\d GB of memory at most", expected)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 from records import config, write
 
-from disco.cli import main
+from disco.cli import _sweep, main
 from disco.cli._train import load_config
 from disco.errors import UserError
 from disco.runs.schema import METRICS
+from disco.sweep.forecast import forecast
 
 STUDY = """
 [base]
@@ -158,14 +160,17 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_sweep, "forecast", partial(forecast, speeds=lambda cohorts, *_: [2.0**9] * len(cohorts)))
     Path("s.toml").write_text(STUDY)
-    assert main(["sweep", "run", "s.toml", "--dry-run"]) == 0
+    assert main(["sweep", "run", "s.toml", "--dry-run", "--workers", "1"]) == 0
     shown = capsys.readouterr().out
+    assert "left to do: 2 runs in 2 cohorts, 2^13 tokens\nexpected: 25s with 1 processes, 0.4 GB of memory" in shown
     assert "study s: 2 runs, 2^13 tokens" in shown
     assert "2^-4 .. 2^-3" in shown
     assert main(["sweep", "run", "s.toml", "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["name"], plan["tokens"], len(plan["runs"])) == ("s", 8192, 2)
+    assert plan["forecast"]["cohorts"] == 2
     assert os.listdir() == ["s.toml"]
 
 
