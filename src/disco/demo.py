@@ -23,10 +23,11 @@ from disco.runs.schema import DATA
 from disco.runs.table import columns
 from disco.runs.units import counted, duration
 from disco.runs.writer import write_json
+from disco.sweep.adaptive.rounds import Entry, run_rounds, scans
 from disco.sweep.engines.local import Result, run_study
-from disco.sweep.forecast import Forecast, forecast
+from disco.sweep.forecast import Forecast, forecast_study
 from disco.sweep.progress import display
-from disco.sweep.record import outcome
+from disco.sweep.record import read_plan
 from disco.sweep.study import Study, build_study, check_data, rows
 from disco.train.data import prepare
 
@@ -60,20 +61,29 @@ def run(
     workers = workers or len(os.sched_getaffinity(0))
     study = load(quick, seed, data, out)
     check_data(study, out / DATA)
-    left = [config for config in study.runs if outcome(config, out) is None]
-    expected = forecast(left, out, out / DATA, workers)
+    expected = forecast_study(study, out, out / DATA, workers)
     if as_json:
-        _event("plan", **dataclasses.asdict(expected) | {"runs": len(study.runs), "left": len(left)})
+        _event("plan", **dataclasses.asdict(expected) | {"runs": len(study.runs), "left": expected.runs})
     else:
-        _announce(study, expected, out, workers)
-    result = run_study(study, out, workers=workers, show=display(as_json))
+        _announce(study, expected, out)
+
+    def train(plan: Study) -> Result:
+        return run_study(plan, out, workers=workers, show=display(as_json))
+
+    def tell(entry: Entry) -> None:
+        if as_json:
+            _event("round", **dataclasses.asdict(entry))
+        else:
+            print(entry, flush=True)
+
+    result = run_rounds(study, out, train, tell) if study.adaptive else train(study)
     if result.signal is not None:
         if as_json:
             _event("result", out=str(out), **dataclasses.asdict(result))
         else:
             print(f"stopped with {result.waiting} runs left; the same command continues")
         return 128 + result.signal
-    records = read_runs(*(out / config.id for config in study.runs))  # other studies may lie beside this one's
+    records = read_runs(*(out / config.id for config in read_plan(out).runs))  # other records may lie beside these
     fit = fit_table(columns(records.runs), bootstraps=BOOTSTRAPS)
     page = write_report(records, fit, out / "report.html")
     write_json(out / "fit.json", fit.to_dict() | {"settings": sweep_settings(records.runs)})
@@ -93,15 +103,19 @@ def _event(name: str, **fields: Any) -> None:
     print(json.dumps({"event": name, **fields}), flush=True)
 
 
-def _announce(study: Study, expected: Forecast, out: Path, workers: int) -> None:
+def _announce(study: Study, expected: Forecast, out: Path) -> None:
     print("Which learning rate and batch size? A sweep of tiny models on English text.\n")
-    for row in rows(study):
-        print("  {model}, batch {batch}, learning rates {learning rates}, to {horizon} tokens".format(**row))
-    done = len(study.runs) - expected.runs
-    print(
-        f"\n  {len(study.runs)} runs{f' ({done} already done)' if done else ''} in {expected.cohorts} cohorts, "
-        f"{counted(study.tokens)} tokens, {workers} processes; expected: {duration(expected.seconds)}"
-    )
+    if study.adaptive:
+        for scan in scans(study):
+            print(f"  {scan}")
+        what = f"each round of runs follows from those before; at most {counted(expected.tokens)} tokens"
+    else:
+        for row in rows(study):
+            print("  {model}, batch {batch}, learning rates {learning rates}, to {horizon} tokens".format(**row))
+        done = len(study.runs) - expected.runs
+        runs = f"{len(study.runs)} runs{f' ({done} already done)' if done else ''}"
+        what = f"{runs} in {expected.cohorts} cohorts, {counted(study.tokens)} tokens"
+    print(f"\n  {what}, {expected.workers} processes; expected: {duration(expected.seconds)}")
     print(f"  records in {out}; stop with Ctrl-C, the same command continues\n", flush=True)
 
 

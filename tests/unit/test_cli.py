@@ -17,7 +17,7 @@ from disco.cli import _sweep, main
 from disco.cli._train import load_config
 from disco.errors import UserError
 from disco.runs.schema import METRICS
-from disco.sweep.forecast import forecast
+from disco.sweep.forecast import forecast_study
 
 STUDY = """
 [base]
@@ -160,7 +160,9 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_sweep, "forecast", partial(forecast, speeds=lambda cohorts, *_: [2.0**9] * len(cohorts)))
+    monkeypatch.setattr(
+        _sweep, "forecast_study", partial(forecast_study, speeds=lambda cohorts, *_: [2.0**9] * len(cohorts))
+    )
     Path("s.toml").write_text(STUDY)
     assert main(["sweep", "run", "s.toml", "--dry-run", "--workers", "1"]) == 0
     shown = capsys.readouterr().out

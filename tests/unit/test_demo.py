@@ -14,7 +14,8 @@ from disco import demo
 from disco.cli import main
 from disco.runs.schema import METRICS
 from disco.sweep.engines.local import Result
-from disco.sweep.forecast import OVERHEAD, START_SECONDS, forecast
+from disco.sweep.forecast import OVERHEAD, START_SECONDS, forecast_study
+from disco.sweep.record import write_plan
 from disco.sweep.study import Study
 from disco.train.config import TrainConfig
 
@@ -39,6 +40,7 @@ def calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return [2.0**14] * len(cohorts)
 
     def sweep(study: Study, out: Path, **_: Any) -> Result:
+        write_plan(study, out)
         for run in study.runs:
             if not (out / run.id).exists():
                 record(out, run)
@@ -46,7 +48,7 @@ def calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(demo, "load", lambda quick, seed, data, out: Study("demo", tuple(grid(seed))))
     monkeypatch.setattr(demo, "check_data", lambda study, cache: None)
-    monkeypatch.setattr(demo, "forecast", partial(forecast, speeds=speeds))
+    monkeypatch.setattr(demo, "forecast_study", partial(forecast_study, speeds=speeds))
     monkeypatch.setattr(demo, "run_study", sweep)
     return asked
 

@@ -16,11 +16,11 @@ from disco.cli import _show
 from disco.runs.lock import LOCK, holder
 from disco.runs.reader import read_run
 from disco.runs.schema import CONFIG, DATA
-from disco.runs.units import counted, duration, power, two_to
+from disco.runs.units import counted, duration
 from disco.sweep.adaptive.rounds import Entry, read_rounds, run_rounds, scans
 from disco.sweep.engines.local import Result, run_study
 from disco.sweep.folder import check_folder
-from disco.sweep.forecast import Forecast, forecast
+from disco.sweep.forecast import Forecast, forecast_study
 from disco.sweep.progress import display
 from disco.sweep.record import outcome, read_plan
 from disco.sweep.study import Study, check_data, load_study, new_tokens, rows
@@ -35,7 +35,7 @@ def run(path: Path, data: Sequence[str], out: Path | None, workers: int | None, 
         with tempfile.TemporaryDirectory() as cache:
             study = load_study(path, partial(prepare, cache=Path(cache), source=data))
             check_data(study, Path(cache))
-            expected = _forecast(study, out, Path(cache), workers or len(os.sched_getaffinity(0)))
+            expected = forecast_study(study, out, Path(cache), workers or len(os.sched_getaffinity(0)))
         _plan(study, as_json, expected)
         return 0
     study = load_study(path, partial(prepare, cache=out / DATA, source=data))
@@ -50,15 +50,6 @@ def run(path: Path, data: Sequence[str], out: Path | None, workers: int | None, 
     result = run_rounds(study, out, train, partial(_round, as_json=as_json)) if study.adaptive else train(study)
     again = ["disco", "sweep", "run", str(path), "--out", str(out), *(("--data", *data) if data else ())]
     return _ended(result, out, shlex.join(again), as_json)
-
-
-def _forecast(study: Study, out: Path, cache: Path, workers: int) -> Forecast:
-    """What is left to do will take; of an adaptive study the whole budget, at the speed of its first runs."""
-    if not study.adaptive:
-        return forecast([config for config in study.runs if outcome(config, out) is None], out, cache, workers)
-    first = forecast(study.configs, out, cache, workers)
-    budget = sum(scan.space.budget for scan in scans(study))
-    return dataclasses.replace(first, tokens=budget, seconds=first.seconds * budget / first.tokens)
 
 
 def _name(path: Path) -> str:
@@ -101,21 +92,14 @@ def _adaptive_plan(study: Study, as_json: bool, more: dict[str, Any]) -> None:
     aim = f"until {wanted} is known to {settings.width:g} octaves"
     print(f"study {study.name}: adaptive, at most {counted(budget)} tokens, {aim}")
     for scan in every:
-        space = scan.space
-        low, high = two_to(space.rates[0]), two_to(space.rates[-1])
-        batches = ", ".join(map(power, space.batches))
-        where = f"batches {batches}, to {power(space.last)} tokens, learning rates from {low} .. {high} on"
-        print(f"{scan.name}: {where}" if scan.name else where)
+        print(scan)
 
 
 def _round(entry: Entry, as_json: bool) -> None:
     if as_json:
         _show.event("round", **dataclasses.asdict(entry))
-        return
-    runs = f"{len(entry.orders)} runs" if entry.orders else "the end"
-    print(f"round {entry.round}, after {counted(entry.spent)} tokens: {runs}")
-    for line in entry.lines:
-        print(f"  {line}", flush=True)
+    else:
+        print(entry, flush=True)
 
 
 def _ended(result: Result, out: Path, again: str, as_json: bool) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from disco.sweep.adaptive.rounds import scans
 from disco.sweep.cohorts import PROCESS_BYTES, Cohort, bytes_needed, group, memory_to_use
-from disco.sweep.record import read_cohorts, tokens_reached
-from disco.sweep.study import new_tokens
+from disco.sweep.record import outcome, read_cohorts, tokens_reached
+from disco.sweep.study import Study, new_tokens
 from disco.train.calibrate import tokens_per_second
 from disco.train.config import TrainConfig
 
@@ -64,6 +65,16 @@ def forecast(
         seconds=START_SECONDS + OVERHEAD * last_end(seconds, workers),
         workers=workers,
     )
+
+
+def forecast_study(study: Study, out: Path, cache: Path, workers: int, speeds: Speeds = tokens_per_second) -> Forecast:
+    """What is left of a study will take; of an adaptive one the whole budget, at the speed of its first runs."""
+    if not study.adaptive:
+        left = [config for config in study.runs if outcome(config, out) is None]
+        return forecast(left, out, cache, workers, speeds)
+    first = forecast(study.configs, out, cache, workers, speeds)
+    budget = sum(scan.space.budget for scan in scans(study))
+    return replace(first, tokens=budget, seconds=first.seconds * budget / first.tokens)
 
 
 def last_end(seconds: Sequence[float], workers: int) -> float:

@@ -26,6 +26,7 @@ from disco.runs.horizons import powers_of_two
 from disco.runs.lock import locked
 from disco.runs.reader import read_run
 from disco.runs.table import columns
+from disco.runs.units import counted, power, two_to
 from disco.sweep.adaptive.policy import Round, decide
 from disco.sweep.adaptive.scans import Columns, Order, Space
 from disco.sweep.adaptive.settings import Adaptive
@@ -52,6 +53,12 @@ class Scan:
     template: TrainConfig
     space: Space
 
+    def __str__(self) -> str:
+        batches = ", ".join(map(power, self.space.batches))
+        low, high = (two_to(rate) for rate in (self.space.rates[0], self.space.rates[-1]))
+        name = f"{self.name}: " if self.name else ""
+        return f"{name}batches {batches}, to {power(self.space.last)} tokens, learning rates from {low} .. {high} on"
+
     def config(self, order: Order) -> TrainConfig:
         """The run of an order."""
         optimizer = dataclasses.replace(self.template.optimizer, lr=power_of_two(order.rate))
@@ -70,6 +77,10 @@ class Entry:
     """Keys scan, batch, rate (log2), tokens and run (its id)."""
     answers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By scan, see ``policy.Round.answer``."""
+
+    def __str__(self) -> str:
+        runs = f"{len(self.orders)} runs" if self.orders else "the end"
+        return "\n  ".join((f"round {self.round}, after {counted(self.spent)} tokens: {runs}", *self.lines))
 
 
 def scans(study: Study) -> tuple[Scan, ...]:
