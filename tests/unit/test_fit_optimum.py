@@ -237,6 +237,31 @@ def test_two_valleys_are_told_from_noise() -> None:
         assert sum("multi-modal" in flags for flags in found) <= 4
 
 
+def test_a_dip_before_a_jump_is_no_minimum() -> None:
+    """A scan of Step Law (arXiv:2503.04715; 215M parameters, 4e9 tokens, batch 393,216): a cubic around the jump."""
+    x = np.arange(-11, -5.4, 0.5)
+    y = np.array([2.682, 2.671, 2.655, 2.646, 2.635, 2.633, 2.636, 2.696, 2.711, 6.829, 6.512, 6.399])
+    noise = Noise(0.0074, 96)
+    found = optimum(x, y, noise=noise)
+    assert found.flags == ("no-minimum",)
+    assert math.isnan(found.x)
+    assert found.nearest == 5
+    smooth = optimum(x[:9], y[:9], noise=noise)
+    assert smooth.usable
+    assert smooth.x == pytest.approx(-8.8, abs=0.3)
+    assert smooth.y == pytest.approx(2.632, abs=0.005)
+
+
+def test_ordinary_scans_have_a_minimum() -> None:
+    rng = np.random.default_rng(3)
+    x = np.arange(-7.0, 0.0)
+    for ratio in (-0.35, 0.0, 0.35):  # cubic coefficient relative to the quadratic one, per octave
+        for noise in (0.01, 0.05, 0.2):
+            for centre in rng.uniform(-4.5, -2.5, 20):
+                y = (x - centre) ** 2 + ratio * (x - centre) ** 3 + 0.06 * (x - centre) ** 4 + rng.normal(0, noise, 7)
+                assert "no-minimum" not in optimum(x, y, noise=Noise(noise, 20)).flags
+
+
 def test_one_bad_run_loses_weight() -> None:
     x = np.arange(-6.0, -0.4, 0.5)
     y = bowl(x) + np.random.default_rng(5).normal(0, 0.004, len(x))

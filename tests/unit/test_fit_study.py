@@ -233,6 +233,9 @@ def test_bad_tables() -> None:
         fit_table(table | {"sigma": np.zeros(3)})
     with pytest.raises(UserError, match="no rows with a loss"):
         fit_table(table | {"loss": np.full(220, np.nan)})
+    lost = np.full(220, np.nan)
+    with pytest.raises(UserError, match="all 220 rows diverged or have a loss that is not finite; add runs at lower"):
+        fit_table(table | {"loss": lost, "diverged": np.isnan(lost)})
 
 
 def test_dictionary_and_back(fit: StudyFit) -> None:

@@ -102,3 +102,21 @@ def test_errors_and_dictionary() -> None:
         found.exponent("lr(width)")
     with pytest.raises(UserError, match="needs positive numbers"):
         found.optimum(-1)
+
+
+def test_best_rates_stay_among_those_swept() -> None:
+    """Runs that nearly diverged on the high side of a lopsided valley, as in Step Law's table: no start may end among
+    them, and losses that only fall have no valley."""
+    table = runs(0.003)
+    high = np.log2(table["lr"]) > -2.5
+    rng = np.random.default_rng(2)
+    broken = table | {"loss": np.where(high, table["loss"] + rng.uniform(1, 4, len(high)), table["loss"])}
+    found = fit(broken)
+    for tokens in (2.0**18, 2.0**21):
+        assert -8 <= found.optimum(tokens).lr <= 0
+    assert found.exponent("lr(batch)")[0] == pytest.approx(0.5, abs=0.1)
+    falling = table | {
+        "loss": 3 - 0.2 * np.log2(table["lr"]) - 0.1 * np.log2(table["tokens"]) + rng.normal(0, 0.003, len(high))
+    }
+    with pytest.raises(UserError, match=r"found no valley: its best rates are outside those swept at \d of 4 horizons"):
+        fit(falling)

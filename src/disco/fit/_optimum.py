@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from disco.errors import UserError
-from disco.fit._flags import bounds, edges, valleys
+from disco.fit._flags import bounds, edges, too_low, valleys
 from disco.fit._noise import Array, Contrasts, Noise, effective, weights
 from disco.fit._parabola import Parabola
 from disco.fit._result import Result
@@ -105,7 +105,8 @@ def optimum(
         outside: the interval then reaches beyond the end as well); "flat": the points do not bound the minimum at this
         confidence (or it opens downward by no more than the noise); "multi-modal": two local minima, with
         a barrier between them that the noise does not explain; "few-points": fewer than four distinct x; "no-minimum":
-        the curve opens downward (or has too few points), or its vertex lies between the last run and one that diverged.
+        the curve opens downward (or has too few points), or its vertex lies between the last run and one that diverged,
+        or ("quadratic") so low that the runs beside it rule it out, as where losses jump (``_flags.too_low``).
 
     Raises:
         UserError: arrays of different length, an unknown recipe, the paper's without its anchor, or noise that is not
@@ -138,7 +139,10 @@ def optimum(
     else:
         found, outliers = _local(points, known, confidence)
         rest = np.delete(np.arange(len(points.grid)), outliers)
-        flags += valleys(points.grid[rest], points.mean[rest], points.runs[rest], found.sigma, known)
+        scan = points.grid[rest], points.mean[rest], points.runs[rest]
+        flags += valleys(*scan, found.sigma, known)
+        if found.curvature > 0 and too_low(*scan, (found.x, found.y), found.sigma, known):
+            flags.append("no-minimum")
     flags += found.flags
     side = "edge-low" if found.x < points.grid[0] else "edge-high"
     inside = points.grid[0] <= found.x <= points.grid[-1]
@@ -149,7 +153,7 @@ def optimum(
     elif not inside and side not in flags:
         flags.append("no-minimum")  # it lies between the last run and a diverged one: bracketed, but not measured
     found = replace(found, flags=tuple(flags), nearest=best)
-    if not found.curvature > 0 or (recipe == "quadratic" and not inside):
+    if not found.curvature > 0 or (recipe == "quadratic" and (not inside or "no-minimum" in flags)):
         return replace(found, x=math.nan, y=math.nan, interval=None, y_interval=None)
     distance = np.abs(xs[finite] - found.x)
     return replace(found, nearest=int(finite[np.lexsort((ys[finite], distance))[0]]))

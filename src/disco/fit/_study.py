@@ -152,10 +152,17 @@ def fit_table(columns: Columns, norm: str = NORM, bootstraps: int = 0, seed: int
         seed: Of the resamples.
 
     Raises:
-        UserError: no rows, a missing column, a value that is not positive where it must be, or negative bootstraps.
+        UserError: no rows or no finite loss, a missing column, a value that is not positive where it must be, or
+            negative bootstraps.
     """
     if bootstraps < 0 or 0 < bootstraps < 100:
         raise UserError(f"fit: bootstraps must be 0 or at least 100, got {bootstraps}")
+    loss = complete(columns, norm)["loss"]
+    if len(loss) and not np.isfinite(loss).any():
+        raise UserError(
+            f"fit: all {len(loss)} rows diverged or have a loss that is not finite; add runs at lower learning rates, "
+            "or check which column the losses were taken from"
+        )
     fit = fit_once(columns, norm, bootstraps, seed)
     if bootstraps and any(len(fit.of(*study)[1]) > MIN_HORIZONS for study in fit.studies):
         from disco.fit._rolling import rolling_origin  # it fits tables itself

@@ -26,6 +26,12 @@ FLOOR = (math.log(0.7), 0.3)
 """The same for the floor E as a share of the least loss that was measured."""
 LOPSIDED = 0.5
 """Standard deviation of the prior of the bowl's asymmetry, per octave."""
+SLOPE = 0.5
+"""Standard deviation of the prior of the learning rate's exponents about 0; published ones are within 1."""
+START_NOISE = (0.1, 1.0)
+"""Noise that the descents start with, as shares of the lower quartile of all excesses."""
+OUTSIDE = 1.0
+"""Octaves that a best rate may lie outside those swept at its number of tokens."""
 SPARE = 10
 """Runs beyond the number of parameters that the model needs."""
 DRAWS = 200
@@ -180,7 +186,8 @@ def surface(
     A residual is divided by (1 + e / t)^2, where e is the run's excess over the least loss at the same tokens and
     parameters (as the model expects it where that is below 4 t) and t the lower quartile of all excesses: a run three
     t above the best counts, but little, and one that nearly diverged hardly. The loss of the residuals is soft-L1, and
-    weak priors hold the exponents (``PRIOR``) and the floor (``FLOOR``).
+    weak priors hold the exponents (``PRIOR``, ``SLOPE``) and the floor (``FLOOR``). It descends from several starts
+    (``START_NOISE``), the best rate amid the runs kept near those swept, and takes the end with the least misfit.
 
     The intervals know the noise of the runs and some of the model's misfit, that between horizons; they are honest only
     as far as the form holds (see benchmarks/coverage/rules.py for a truth of another form).
@@ -196,8 +203,8 @@ def surface(
         seed: Of the resamples.
 
     Raises:
-        UserError: arrays of different length, a value that is not positive, fewer than two batches or tokens, or too
-            few runs for the number of parameters.
+        UserError: arrays of different length, a value that is not positive, fewer than two batches or tokens, too
+            few runs for the number of parameters, or a fit whose best rates are mostly outside those swept.
     """
     columns = [np.asarray(values, dtype=float) for values in (lr, batch, tokens, loss)]
     columns.append(np.ones_like(columns[0]) if parameters is None else np.asarray(parameters, dtype=float))
@@ -231,30 +238,20 @@ class _Fit:
         self.floor = max(float(self.least.min()), 1e-3)
         excess = y - self.least
         self.scale = max(float(np.quantile(excess, 0.25)), 1e-6)
-        self.weight = (1 + excess / self.scale) ** -2.0
+        self.by_excess = (1 + excess / self.scale) ** -2.0
         self.names = self._parameters(len(np.unique(b)), len(np.unique(d)), bool(np.ptp(n) > 0))
         if len(np.unique(clusters)) < len(self.names) + SPARE:
             raise UserError(
                 f"surface: {len(self.names)} parameters need at least {len(self.names) + SPARE} runs, "
                 f"got {len(np.unique(clusters))}"
             )
-        self.noise, self.start = 0.1 * self.scale, self._start()
+        self.start = self._start()
 
     @staticmethod
     def _parameters(batches: int, horizons: int, sizes: bool) -> tuple[str, ...]:
         names = [
-            "log E",
-            "log C",
-            "log b",
-            "log F",
-            "log c",
-            "lr",
-            "lr batch",
-            "lr tokens",
-            "log k",
-            "k tokens",
-            "skew",
-        ]
+            "log E", "log C", "log b", "log F", "log c", "lr", "lr batch", "lr tokens", "log k", "k tokens", "skew",
+        ]  # fmt: skip
         if batches > 2 and horizons > 2:
             names.append("lr batch:tokens")
         if sizes:
@@ -270,8 +267,8 @@ class _Fit:
         start = {
             "log E": math.log(self.floor) + FLOOR[0],
             "log C": math.log(spread / 2), "log b": PRIOR[0], "log F": math.log(spread / 4), "log c": PRIOR[0],
-            "lr": float(line[0]), "lr batch": float(line[1]), "lr tokens": float(line[2]),
-            "lr parameters": float(line[3]),
+            "lr": float(np.clip(line[0], self.u.min(), self.u.max())), "lr batch": float(line[1]),
+            "lr tokens": float(line[2]), "lr parameters": float(line[3]),
             "log k": math.log(self.scale / max(float(np.mean(off**2)), 1e-3)), "log A": math.log(spread / 2),
             "log a": PRIOR[0],
         }  # fmt: skip
@@ -288,7 +285,8 @@ class _Fit:
         each = [(theta[name] - PRIOR[0]) / PRIOR[1] for name in ("log a", "log b", "log c") if name in theta]
         slopes = [theta[name] for name in self.names if name in ("k tokens", "k parameters", "lr batch:tokens")]
         each += [(theta[name] - self.start[name]) / SIZE for name in ("log A", "log C", "log F") if name in theta]
-        return np.array([floor, *each, theta["skew"] / LOPSIDED, *slopes])
+        exponents = [theta[name] / SLOPE for name in ("lr batch", "lr tokens", "lr parameters") if name in theta]
+        return np.array([floor, *each, theta["skew"] / LOPSIDED, *slopes, *exponents])
 
     def _solve(self, start: Array) -> Array:
         def both(values: Array) -> Array:
@@ -298,7 +296,10 @@ class _Fit:
             )  # soft-L1 of the runs, not the priors
             return np.concatenate([soft, self._priors(values)])
 
-        return np.asarray(least_squares(both, start, x_scale="jac", max_nfev=400).x)
+        low, high = np.full(len(start), -math.inf), np.full(len(start), math.inf)
+        place = self.names.index("lr")  # further out it is no valley; so far, and ``_check`` tells
+        low[place], high[place] = self.u.min() - 2 * OUTSIDE, self.u.max() + 2 * OUTSIDE
+        return np.asarray(least_squares(both, start, bounds=(low, high), x_scale="jac", max_nfev=400).x)
 
     def _weigh(self, values: Array) -> None:
         """Near the optima by the excess that the model expects, lest a run count more for having been lucky."""
@@ -309,8 +310,10 @@ class _Fit:
         excess = np.where(seen > near, seen, np.minimum(predicted - least[self.cells], near))
         self.weight = (1 + excess / self.scale) ** -2.0
 
-    def result(self, bootstraps: int, seed: int) -> Surface:
+    def _descend(self, noise: float) -> tuple[Array, float, Array]:
+        """Values, noise and weights where the fit from the start ends."""
         values = np.array(list(self.start.values()))
+        self.noise, self.weight = noise, self.by_excess
         for _ in range(40):  # the scale of the soft loss is that of the residuals themselves
             values = self._solve(values)
             self._weigh(values)
@@ -318,6 +321,33 @@ class _Fit:
             if abs(spread / self.noise - 1) < 1e-4:
                 break
             self.noise = max(spread, 1e-9)
+        return values, self.noise, self.weight
+
+    def _misfit(self, values: Array, noise: float) -> float:
+        """What ``_solve`` minimises, with the noise and weights that all ends are compared by."""
+        self.noise, self.weight = noise, self.by_excess
+        residual, prior = self._residuals(values), self._priors(values)
+        return float(np.sum(2 * (np.sqrt(1 + residual**2) - 1)) + prior @ prior)
+
+    def _check(self, values: Array) -> None:
+        """Raises UserError where the best rates are far outside those swept: it describes flanks, not the valley."""
+        theta = dict(zip(self.names, values, strict=True))
+        outside = []
+        for cell in range(self.cells.max() + 1):
+            own = self.cells == cell
+            b, d, n = self.b[own], self.d[own][:1], self.n[own][:1]
+            best = _best_lr(theta, np.clip(_best_batch(theta, d), b.min(), b.max()), d, n)[0]
+            outside.append(not self.u[own].min() - OUTSIDE <= best <= self.u[own].max() + OUTSIDE)
+        if np.mean(outside) > 0.5:
+            raise UserError(
+                f"surface: the fit found no valley: its best rates are outside those swept at {sum(outside)} of "
+                f"{len(outside)} horizons; sweep rates on both sides of the best one"
+            )
+
+    def result(self, bootstraps: int, seed: int) -> Surface:
+        ends = [self._descend(share * self.scale) for share in START_NOISE]
+        values, self.noise, self.weight = min(ends, key=lambda end: self._misfit(end[0], min(e[1] for e in ends)))
+        self._check(values)
         draws = self._resample(values, bootstraps, seed)
         theta = dict(zip(self.names, values, strict=True))
         near = self.y - self.least <= self.scale

@@ -81,7 +81,7 @@ def read_table(path: Path) -> pl.DataFrame:
         else:
             raise UserError(f"{path} is no table that can be read; there are .csv, .tsv, .parquet and .jsonl")
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or _line(error)}") from None
+        raise UserError(f"cannot read {path}: {error.strerror or _line(error).removesuffix(f': {path}')}") from None
     except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a table: {_line(error)}") from None
     table = table.rename({name: name.strip().removeprefix("\ufeff") for name in table.columns})
