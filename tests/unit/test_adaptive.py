@@ -194,7 +194,7 @@ def test_the_plan_can_be_what_is_wanted() -> None:
     played = play(truth, Adaptive(quantity="plan", tokens=2**22, width=1.0), 26 * LAST)
     low, high = plan(fit_table(table(truth, played.reached), bootstraps=BOOTSTRAPS), 2**22).lr.interval or (0, 0)
     wide = f"{math.log2(high / low):.2f} octaves wide (wanted 1)"
-    assert played.rounds[-1].lines[0] == f"stop: interval of eta* of the plan for 4,194,304 tokens is {wide}"
+    assert played.rounds[-1].lines[0] == f"stop: interval of eta* of the plan for 2^22 tokens is {wide}"
     assert len({batch for (batch, _), tokens in played.reached.items() if tokens == LAST}) >= 3
 
 

@@ -10,6 +10,7 @@ from scipy.stats import t as student
 
 from disco.fit import NORM, fit_table
 from disco.guide import plan
+from disco.runs.units import counted
 from disco.sweep.adaptive.belief import Belief, Place, Runs
 from disco.sweep.adaptive.scans import Columns, Scans, Space
 
@@ -113,7 +114,7 @@ class Estimate:
 
     def _plan(self) -> Interval:
         """That of ``disco plan``."""
-        name = f"eta* of the plan for {self.horizon:,} tokens"
+        name = f"eta* of the plan for {counted(self.horizon)} tokens"
         found = plan(fit_table(self.known, bootstraps=BOOTSTRAPS), self.horizon).lr.interval
         return Interval(name, *(map(math.log2, found) if found else (-math.inf, math.inf)))
 
