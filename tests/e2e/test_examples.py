@@ -31,6 +31,12 @@ def test_study_plans_what_it_says() -> None:
     assert "2^17 (decay from 2^16.58)" in done.stdout
 
 
+def test_cluster_study_plans_what_it_says() -> None:
+    command = [sys.executable, "-m", "disco", "sweep", "run", EXAMPLES / "cluster.toml", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "20 runs" in done.stdout  # 4 batches x 5 rates
+
+
 @pytest.mark.parametrize(("example", "ranks"), [("fsdp.py", 2), ("tp.py", 4)])
 def test_distributed_examples_learn(example: str, ranks: int) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]

@@ -52,9 +52,9 @@ def test_records_studies_and_the_parent_of_a_sweep_need_no_torch(module: str) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Expected one of {train, fit, plan, report, demo, sweep, runs}; see disco --help"),
+        ([], "Expected one of {train, fit, plan, report, demo, sweep, data, runs}; see disco --help"),
         (["trian"], "Unrecognized options: trian; Available subcommands: train, fit, "),
-        (["sweep"], "Expected one of {run, status}"),
+        (["sweep"], "Expected one of {run, status, cancel}"),
         (["train"], "Missing from disco train: PATH"),
         (["train", "no.toml"], "cannot read the configuration no.toml: No such file or directory"),
         (["train", "c.toml", "--lr", "1"], "Unrecognized options: --lr, 1"),

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 try:
     import tyro
@@ -27,6 +27,7 @@ MOST = 1e18
 app = tyro.extras.SubcommandApp()
 sweep_app = tyro.extras.SubcommandApp()
 runs_app = tyro.extras.SubcommandApp()
+data_app = tyro.extras.SubcommandApp()
 
 
 def _command(parent: tyro.extras.SubcommandApp, name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
@@ -58,7 +59,7 @@ def train(
     Args:
         config: TOML file with the keys of TrainConfig.
         set: Settings in place of the file's, such as optimizer.lr=2^-5.
-        data: Text of your own in place of the file's: files and folders of .txt, .jsonl, .parquet.
+        data: Text of your own in place of the file's: files and folders of .txt, .jsonl, .parquet, or of tokens.
         out: Folder of run records.
         threads: Threads of torch. With 1 the numbers are, to the bit, those of the same run in a sweep.
     """
@@ -74,6 +75,7 @@ def sweep_run(
     *,
     data: Data = (),
     out: Path | None = None,
+    engine: Literal["local", "slurm", "ray"] = "local",
     workers: int | None = None,
     dry_run: bool = False,
     as_json: Json = False,
@@ -82,20 +84,21 @@ def sweep_run(
 
     Args:
         study: TOML file; its format is described in disco.sweep.study.
-        data: Text of your own in place of the file's: files and folders of .txt, .jsonl, .parquet.
+        data: Text of your own in place of the file's: files and folders of .txt, .jsonl, .parquet, or of tokens.
         out: Folder of run records; runs/NAME for the study NAME if not given.
-        workers: Processes, one thread each; one per core if not given.
+        engine: Where to train: on this machine, or as jobs of Slurm or of a Ray cluster (docs/cluster.md).
+        workers: Processes, one thread each; one per core if not given. Of a cluster: jobs at the same time.
         dry_run: Show the plan and stop.
     """
     from disco.cli import _sweep
 
     _at_least_one("--workers", workers)
-    return _sweep.run(study, data, out, workers, dry_run, as_json)
+    return _sweep.run(study, data, out, engine, workers, dry_run, as_json)
 
 
 @_command(sweep_app, "status")
 def sweep_status(out: File, *, as_json: Json = False) -> int:
-    """Show which runs of a sweep are done, running, or left to do.
+    """Show which runs of a sweep are queued, running, finished, failed (and why) or left to do.
 
     Args:
         out: Folder of the sweep's run records.
@@ -103,6 +106,18 @@ def sweep_status(out: File, *, as_json: Json = False) -> int:
     from disco.cli import _sweep
 
     return _sweep.status(out, as_json)
+
+
+@_command(sweep_app, "cancel")
+def sweep_cancel(out: File, *, as_json: Json = False) -> int:
+    """Stop a sweep and its jobs, wherever they run; each saves a checkpoint, and the sweep can be continued.
+
+    Args:
+        out: Folder of the sweep's run records.
+    """
+    from disco.cli import _cluster
+
+    return _cluster.cancel(out, as_json)
 
 
 @_command(app, "fit")
@@ -298,6 +313,53 @@ def runs_import(
     return _runs.import_(tables, options, into, as_json)
 
 
+@_command(data_app, "prepare")
+def data_prepare(
+    source: tyro.conf.Positional[tuple[str, ...]],
+    *,
+    out: Path,
+    tokenizer: str = "bytes",
+    text_field: str = "text",
+    boundary: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None,
+    shard_bytes: Number = "2^26",
+    sample: Number = "2^25",
+    workers: int | None = None,
+    as_json: Json = False,
+) -> int:
+    """Turn text of any size into a folder of tokens to train on; the same command continues it, or repairs it.
+
+    Args:
+        source: Files and folders of .txt, .jsonl, .parquet, or data sets hf:NAME[:CONFIGURATION][@SPLIT][#REVISION].
+        out: Folder to make; name it in data.source or --data.
+        tokenizer: bytes, bpe:SIZE (trained on a sample), or the path of a Hugging Face tokenizer.json.
+        text_field: Field of records that holds the text.
+        boundary: Special token that ends every document; a blank line if not given.
+        shard_bytes: Bytes of the sources that make one shard, about.
+        sample: Characters to train bpe:SIZE on, spread over the sources.
+        workers: Processes, one thread each; one per core if not given.
+    """
+    from disco.cli import _data
+
+    _at_least_one("--workers", workers)
+    sizes = {
+        "shard_bytes": _count("--shard-bytes", shard_bytes),
+        "sample": _count("--sample", sample),
+    }
+    return _data.prepare(source, out, tokenizer, text_field, boundary, sizes, workers, as_json)
+
+
+@_command(data_app, "check")
+def data_check(folder: File, *, as_json: Json = False) -> int:
+    """Verify the checksums of a folder of tokens, and say what it holds.
+
+    Args:
+        folder: What `disco data prepare` made.
+    """
+    from disco.cli import _data
+
+    return _data.check(folder, as_json)
+
+
 @_command(app, "demo")
 def demo(
     *,
@@ -313,7 +375,7 @@ def demo(
     Args:
         quick: A smaller sweep, in about a minute.
         seed: Seed of weights and data order.
-        data: Text of your own in place of the embedded one: files and folders of .txt, .jsonl, .parquet.
+        data: Text of your own in place of the embedded one: files and folders of .txt, .jsonl, .parquet, or of tokens.
         out: Folder for records and report.
         workers: Processes, one thread each; one per core if not given.
     """
@@ -341,7 +403,8 @@ def _count(option: str, text: str) -> int:
     return int(value)
 
 
-app.command(sweep_app, name="sweep", help="Train the runs of a study, or see how far they are.")
+app.command(sweep_app, name="sweep", help="Train the runs of a study, see how far they are, or stop them.")
+app.command(data_app, name="data", help="Turn text into tokens to train on, or check them.")
 app.command(runs_app, name="runs", help="List run records, show one, or import tables of runs.")
 
 

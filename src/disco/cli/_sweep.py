@@ -1,4 +1,4 @@
-"""``disco sweep run`` and ``disco sweep status``."""
+"""``disco sweep run`` and ``disco sweep status``; ``_cluster`` has what concerns schedulers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from disco.cli import _show
+from disco.cli import _cluster, _show
 from disco.runs.lock import LOCK, holder
 from disco.runs.reader import read_run
 from disco.runs.schema import CONFIG, DATA
 from disco.runs.units import counted, duration
 from disco.sweep.adaptive.rounds import Entry, read_rounds, run_rounds, scans
-from disco.sweep.engines.local import Result, run_study
+from disco.sweep.engines.local import Result
 from disco.sweep.folder import check_folder
 from disco.sweep.forecast import Forecast, forecast_study
 from disco.sweep.progress import display
@@ -28,7 +28,15 @@ from disco.train.config import TrainConfig, to_dict
 from disco.train.data import prepare
 
 
-def run(path: Path, data: Sequence[str], out: Path | None, workers: int | None, dry_run: bool, as_json: bool) -> int:
+def run(
+    path: Path,
+    data: Sequence[str],
+    out: Path | None,
+    engine: str,
+    workers: int | None,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
     """Runs or shows a study; exit code 1 when runs failed, 128 + signal when interrupted."""
     out = out or Path("runs") / _name(path)
     if dry_run:
@@ -43,12 +51,14 @@ def run(path: Path, data: Sequence[str], out: Path | None, workers: int | None, 
     check_data(study, out / DATA)
     if not as_json:
         _plan(study, as_json)
+    run_study = _cluster.engine(engine, path)
 
     def train(plan: Study) -> Result:
         return run_study(plan, out, workers=workers, show=display(as_json))
 
     result = run_rounds(study, out, train, partial(_round, as_json=as_json)) if study.adaptive else train(study)
     again = ["disco", "sweep", "run", str(path), "--out", str(out), *(("--data", *data) if data else ())]
+    again += ["--engine", engine] if engine != "local" else []
     return _ended(result, out, shlex.join(again), as_json)
 
 
@@ -120,7 +130,7 @@ def _ended(result: Result, out: Path, again: str, as_json: bool) -> int:
 def status(out: Path, as_json: bool) -> int:
     """Shows how far each run of a sweep is."""
     study = read_plan(out)
-    states = [_state(config, out) for config in study.runs]
+    states = _cluster.with_jobs([_state(config, out) for config in study.runs], out)
     running = holder(out / LOCK)
     rounds = read_rounds(out)
     if as_json:

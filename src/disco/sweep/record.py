@@ -4,12 +4,16 @@
 <out>/cohorts.json {"schema", "cohorts": [{"horizon", "runs": [id, ...], "compiled"}, ...]}: what trains together
 <out>/lock         held while the sweep runs
 <out>/workers.log  what the workers print: warnings, tracebacks
+<out>/jobs.json    {"schema", "engine", "settings", "jobs": {key: [id, ...]}}: what a scheduler may know of this sweep
+<out>/jobs/        of each of its jobs: <key>.json the runs, <key>.jsonl what it says, <key>.log what it prints
+<out>/cancel       there while `disco sweep cancel` waits for the process that watches the jobs
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ from disco.train.config import TrainConfig, from_dict, to_dict
 STUDY = "study.json"
 COHORTS = "cohorts.json"
 LOG = "workers.log"
+QUEUED, JOBS, CANCEL = "jobs.json", "jobs", "cancel"
 
 
 def write_plan(study: Study, out: Path) -> None:
@@ -76,6 +81,58 @@ def read_cohorts(out: Path, runs: Sequence[TrainConfig]) -> list[Cohort]:
         return found
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The jobs of a sweep that its scheduler may still have."""
+
+    engine: str
+    settings: Mapping[str, Any]
+    """The engine's settings, for ``sweep.clusters``."""
+    jobs: Mapping[str, tuple[str, ...]]
+    """Run ids by the job's key."""
+
+
+def write_queued(out: Path, queued: Queued) -> None:
+    """Writes the jobs of a sweep before they are submitted; no file if there are none."""
+    if not queued.jobs:
+        (out / QUEUED).unlink(missing_ok=True)
+        return
+    jobs = {key: list(runs) for key, runs in queued.jobs.items()}
+    content = {"schema": SCHEMA_VERSION, "engine": queued.engine, "settings": dict(queued.settings), "jobs": jobs}
+    write_json(out / QUEUED, content)
+
+
+def read_queued(out: Path) -> Queued | None:
+    """The jobs that the sweep in ``out`` may have; None if it has none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = out / QUEUED
+    try:
+        content = json.loads(path.read_bytes())
+        jobs = {str(key): tuple(map(str, runs)) for key, runs in content["jobs"].items()}
+        return Queued(str(content["engine"]), dict(content["settings"]), jobs)
+    except OSError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); cancel the sweep's jobs by hand and delete it") from None
+
+
+def refuse_other_jobs(out: Path, engine: str) -> None:
+    """Makes sure that no other engine's jobs may be training the runs in ``out``.
+
+    Raises:
+        UserError: they may.
+    """
+    queued = read_queued(out)
+    if queued is not None and queued.engine != engine:
+        raise UserError(
+            f"{queued.engine} may still have {len(queued.jobs)} jobs of the sweep in {out}: go on with "
+            f"--engine {queued.engine}, or first: disco sweep cancel {out}"
+        )
 
 
 def outcome(config: TrainConfig, runs: Path) -> Outcome | None:

@@ -13,6 +13,8 @@
     at = ["2^20", "2^21"]
     [adaptive]                  # or adaptive = true above: choose the runs as the results come (docs/studies.md)
     budget = "2^24"
+    [slurm]                     # what each job asks for with --engine slurm, and [ray]: docs/cluster.md
+    partition = "gpu"
 
 Keys are those of TrainConfig with dots, or the short names in ``axes.ALIASES``. Numbers may be written "2^-5".
 """
@@ -33,13 +35,14 @@ from typing import Any
 from disco.runs.units import power
 from disco.sweep.adaptive.settings import Adaptive, read_adaptive
 from disco.sweep.axes import product, read_axes
+from disco.sweep.clusters import CLUSTERS, read_cluster
 from disco.train.config import ConfigError, DataConfig, TrainConfig, from_dict, number, to_dict
 from disco.train.data import TokenStream, check
 
 Prepare = Callable[[DataConfig], DataConfig]
 """``train.data.prepare`` with its cache: fills in digest and vocabulary."""
 
-SECTIONS = ("name", "base", "axes", "decay", "adaptive")
+SECTIONS = ("name", "base", "axes", "decay", "adaptive", *CLUSTERS)
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,8 @@ def build_study(table: Mapping[str, Any], prepare: Prepare, name: str = "study")
             raise ConfigError(
                 f"unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else ", ".join(SECTIONS))
             )
+    for engine in CLUSTERS:
+        read_cluster(engine, table)
     name = table.get("name", name)
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w. -]*", name):
         raise ConfigError(f"name must be letters, digits, spaces and ._- (it names a folder), got {name!r}")

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +27,8 @@ from disco.train.config import TrainConfig, from_dict
 
 Progress = Callable[[int, int], None]
 Ended = Callable[[str, Outcome | UserError], None]
+Reply = Callable[..., None]
+"""Sends a message: its event, and its fields by name."""
 Train = Callable[[list[TrainConfig], Path, Progress, Ended, bool], object]
 
 REPORT_SECONDS = 0.5
@@ -77,25 +79,38 @@ def serve(train: Train, commands: BinaryIO, replies: BinaryIO) -> None:
         except BrokenPipeError:
             os._exit(0)  # the parent is gone
 
+    inbox = _Inbox(commands)
+    reply("ready")
+    while order := inbox.next():
+        try:
+            attempt(train, order, reply, inbox.stop)
+        except StoppedError:
+            break
+    reply("stopped")
+
+
+def attempt(train: Train, order: Mapping[str, Any], reply: Reply, stop: threading.Event) -> None:
+    """Trains one cohort, and tells how that goes, from "progress" to "done" or "broken".
+
+    Raises:
+        StoppedError: ``stop`` was set; the runs have been left with checkpoints.
+    """
+
     def ended(run: str, result: Outcome | UserError) -> None:
         if isinstance(result, UserError):
             reply("failed", run=run, reason=_line(result))
         else:
             reply("ended", run=run, outcome=str(result))
 
-    inbox = _Inbox(commands)
-    reply("ready")
-    while message := inbox.next():
-        try:
-            configs: list[TrainConfig] = [from_dict(TrainConfig, config) for config in message["configs"]]
-            train(configs, Path(message["runs"]), _reporter(reply, inbox.stop), ended, message["compiled"])
-            reply("done")
-        except StoppedError:
-            break
-        except Exception as error:  # one bad run must not end the sweep: it is recorded as failed
-            traceback.print_exc()
-            reply("broken", reason=_line(error))
-    reply("stopped")
+    try:
+        configs: list[TrainConfig] = [from_dict(TrainConfig, config) for config in order["configs"]]
+        train(configs, Path(order["runs"]), _reporter(reply, stop), ended, order["compiled"])
+        reply("done")
+    except StoppedError:
+        raise
+    except Exception as error:  # one bad run must not end the sweep: it is recorded as failed
+        traceback.print_exc()
+        reply("broken", reason=_line(error))
 
 
 def _line(error: Exception) -> str:
@@ -103,7 +118,7 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
 
 
-def _reporter(reply: Callable[..., None], stop: threading.Event) -> Progress:
+def _reporter(reply: Reply, stop: threading.Event) -> Progress:
     last = 0.0
 
     def progress(step: int, tokens: int) -> None:

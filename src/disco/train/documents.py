@@ -5,10 +5,13 @@ A document is a text file, a line of a .jsonl file or a row of a .parquet file. 
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from disco import corpus
 from disco.errors import UserError
@@ -19,8 +22,20 @@ SEPARATOR = "\n\n"
 PIECE = 2**20
 """Characters of a text file that are held at once; pieces end at the end of a line where they can."""
 
-ROWS = 2**12
-"""Rows of a .parquet file that are held at once."""
+ROWS, SLICE = 2**12, 2**22
+"""Rows and bytes (compressed) of a .parquet file that are held at once, besides the row group that they are in."""
+
+LINE = 2**28
+"""Bytes of a line of a .jsonl file, at most: it is held whole."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a file: bytes of .txt and .jsonl, rows of .parquet, from ``start`` up to ``stop`` or the end."""
+
+    path: Path
+    start: int = 0
+    stop: int | None = None
 
 
 def files(source: Iterable[str]) -> list[Path]:
@@ -56,6 +71,8 @@ def _files_of(path: Path) -> list[Path]:
         if not inside:
             raise UserError(f"{path} holds no {kinds} files")
         return inside
+    if str(path).startswith("hf:"):
+        raise UserError(f"a data set of the hub is prepared first: disco data prepare {path} --out FOLDER")
     if not path.exists():
         raise UserError(f"no such file or folder: {path}; data.source names files, folders or 'corpus'")
     if path != corpus.PATH and path.suffix.lower() not in _READERS:
@@ -79,14 +96,23 @@ def pieces(paths: Iterable[Path], text_field: str) -> Iterator[str]:
     """
     for path in paths:
         empty = True
-        try:
-            for piece in _embedded() if path == corpus.PATH else _READERS[path.suffix.lower()](path, text_field):
-                empty = empty and not piece.strip()
-                yield piece
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+        for piece in read(Span(path), text_field):
+            empty = empty and not piece.strip()
+            yield piece
         if empty:
             raise UserError(f"{path} is empty: it holds no text")
+
+
+def read(span: Span, text_field: str) -> Iterator[str]:
+    """Yields the text of a part of a file as ``pieces`` does. The very object SEPARATOR marks the end of a document.
+
+    Raises:
+        UserError: as ``pieces``, but nothing for an empty part.
+    """
+    try:
+        yield from _embedded() if span.path == corpus.PATH else _READERS[span.path.suffix.lower()](span, text_field)
+    except OSError as error:
+        raise UserError(f"cannot read {span.path}: {error.strerror or error}") from None
 
 
 def _embedded() -> Iterator[str]:
@@ -95,8 +121,34 @@ def _embedded() -> Iterator[str]:
         yield SEPARATOR
 
 
-def _text_file(path: Path, _: str) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+class _Part(io.RawIOBase):
+    """The bytes of a span."""
+
+    def __init__(self, span: Span) -> None:
+        self._file = span.path.open("rb", buffering=0)
+        self._file.seek(span.start)
+        self._left = span.path.stat().st_size - span.start if span.stop is None else span.stop - span.start
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        count = self._file.readinto(memoryview(buffer)[: self._left])
+        self._left -= count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _open(span: Span) -> BinaryIO:
+    return io.BufferedReader(_Part(span), 2**16)
+
+
+def _text_file(span: Span, _: str) -> Iterator[str]:
+    path, encoding = span.path, "utf-8" if span.start else "utf-8-sig"
+    with io.TextIOWrapper(_open(span), encoding=encoding, newline="") as file:
         try:
             while piece := file.read(PIECE) + file.readline(PIECE):
                 if "\0" in piece:
@@ -104,18 +156,26 @@ def _text_file(path: Path, _: str) -> Iterator[str]:
                 yield piece
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text ({error.reason}); convert it or leave it out") from None
-    yield SEPARATOR
+    if span.stop is None:
+        yield SEPARATOR
 
 
-def _json_lines(path: Path, text_field: str) -> Iterator[str]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+def _json_lines(span: Span, text_field: str) -> Iterator[str]:
+    with _open(span) as file:
+        for number, line in enumerate(iter(lambda: file.readline(LINE), b""), start=1):
             if line.strip():
                 try:
+                    if len(line) == LINE:
+                        raise ValueError(f"this line is longer than {LINE:,} bytes; cut the document")
                     yield _record_text(line, text_field)
                 except ValueError as error:
-                    raise UserError(f"{path}:{number}: {error}") from None
+                    raise UserError(f"{span.path}:{_lines_before(span) + number}: {error}") from None
                 yield SEPARATOR
+
+
+def _lines_before(span: Span) -> int:
+    with _open(Span(span.path, 0, span.start)) as file:
+        return sum(part.count(b"\n") for part in iter(lambda: file.read(PIECE), b""))
 
 
 def _record_text(line: bytes, text_field: str) -> str:
@@ -137,9 +197,10 @@ def _record_text(line: bytes, text_field: str) -> str:
     return text
 
 
-def _parquet(path: Path, text_field: str) -> Iterator[str]:
+def _parquet(span: Span, text_field: str) -> Iterator[str]:
     import polars
 
+    path = span.path
     try:
         table = polars.scan_parquet(path, glob=False)
         columns = table.collect_schema()
@@ -147,9 +208,11 @@ def _parquet(path: Path, text_field: str) -> Iterator[str]:
             raise UserError(f"{path} has no column {text_field!r}; the columns are {', '.join(columns)}")
         if columns[text_field] != polars.String:
             raise UserError(f"{path}: column {text_field!r} is not text but {columns[text_field]}")
-        height = table.select(polars.len()).collect().item()
-        for start in range(0, height, ROWS):
-            texts = table.select(text_field).slice(start, ROWS).collect()[text_field]
+        total = rows(path)
+        stop = total if span.stop is None else span.stop
+        step = max(1, min(ROWS, SLICE * total // path.stat().st_size))
+        for start in range(span.start, stop, step):
+            texts = table.select(text_field).slice(start, min(step, stop - start)).collect()[text_field]
             if texts.null_count():
                 row = start + texts.is_null().to_list().index(True) + 1
                 raise UserError(f"{path}: row {row} has no {text_field!r}")
@@ -160,7 +223,21 @@ def _parquet(path: Path, text_field: str) -> Iterator[str]:
         raise UserError(f"{path} is not a readable .parquet file") from None
 
 
-_READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
+def rows(path: Path) -> int:
+    """Rows of a .parquet file.
+
+    Raises:
+        UserError: it is none.
+    """
+    import polars
+
+    try:
+        return int(polars.scan_parquet(path, glob=False).select(polars.len()).collect().item())
+    except polars.exceptions.PolarsError:
+        raise UserError(f"{path} is not a readable .parquet file") from None
+
+
+_READERS: dict[str, Callable[[Span, str], Iterator[str]]] = {
     ".txt": _text_file,
     ".jsonl": _json_lines,
     ".parquet": _parquet,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from disco.runs.schema import Outcome
 from disco.sweep.cohorts import Cohort
 from disco.sweep.progress import Snapshot
 from disco.sweep.study import new_tokens
-from disco.train.config import TrainConfig
+from disco.train.config import TrainConfig, to_dict
 
 Kind = tuple[int, int, int]
 
@@ -38,7 +40,24 @@ class Job:
     runs: list[Run]
     compiled: bool = False
     deaths: int = 0
+    furthest: int = 0
+    """How far its runs were, in tokens, when it died; of a cluster, where only deaths that come no further count."""
     running: bool = False
+    heard: tuple[float, int] = (0.0, 0)
+    """Time of its last progress, and how far its runs were."""
+
+    def __str__(self) -> str:
+        runs = [run.config.id for run in self.left]
+        return f"run {runs[0]}" if len(runs) == 1 else f"runs {runs[0]} and {len(runs) - 1} more"
+
+    def start(self) -> None:
+        """It has been given to a worker."""
+        self.running, self.heard = True, (0.0, 0)
+
+    def order(self, out: Path) -> dict[str, Any]:
+        """What a worker is told: the runs to train, in which folder of runs."""
+        configs = [to_dict(run.config) for run in self.left]
+        return {"configs": configs, "runs": str(out), "compiled": self.compiled}
 
     @property
     def left(self) -> list[Run]:
