@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from disco.runs.units import exact, short, two_to
+from disco.runs.units import counted, short, two_to
 from disco.sweep.adaptive.estimates import Estimate, place
 from disco.sweep.adaptive.scans import Columns, Order, Scans, Space
 
@@ -330,7 +330,7 @@ def _affordable(space: Space, scans: Scans, spent: int, orders: Iterable[Order])
 
 
 def _budget(space: Space, spent: int) -> str:
-    return f"stop: budget of {exact(space.budget)} tokens spent ({short(space.budget - spent)} left)"
+    return f"stop: budget of {counted(space.budget)} tokens spent ({short(space.budget - spent)} left)"
 
 
 def _p(value: float) -> str:

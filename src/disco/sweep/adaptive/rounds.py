@@ -191,7 +191,12 @@ def next_round(every: Sequence[Scan], journal: Sequence[Entry], out: Path) -> En
         {"scan": scan.key, **asdict(order), "run": scan.config(order).id}
         for scan in every for order in rounds[scan.key].orders
     ]  # fmt: skip
-    lines = [f"{scan.name}: {line}" if scan.name else line for scan in every for line in rounds[scan.key].lines]
+    said = {line for entry in journal for line in entry.lines}
+    lines: list[str] = []
+    for scan in every:
+        reasons = [f"{scan.name}: {line}" if scan.name else line for line in rounds[scan.key].lines]
+        news = rounds[scan.key].orders or not orders or not said.issuperset(reasons)
+        lines += reasons if news else []  # a scan that has ended says so once, and at the end of the study
     answers = {key: dict(round.answer) for key, round in rounds.items() if round.answer}
     return Entry(len(journal) + 1, spent, tuple(lines), tuple(orders), answers)
 
