@@ -143,6 +143,8 @@ def test_scans_that_differ_in_more_are_decided_apart_and_share_the_budget(tmp_pa
     assert [(scan.name, scan.space.budget) for scan in scans(both)] == [("d16-L1", 2**19), ("d32-L1", 2**19)]
     _, said = run(both, tmp_path / "both", Trainer(tmp_path / "both"))
     assert said[0].lines == tuple(f"d{w}-L1: started B=2^7: 2^-6 .. 2^-2 to D=2^12" for w in (16, 32))
+    ends = [line for entry in said[:-1] for line in entry.lines if ": stop: " in line]
+    assert len(ends) == len(set(ends)), "a scan that has ended says so once"
     narrow, wide = said[-1].answers.values()
     assert wide["rate"] - narrow["rate"] == pytest.approx(1.0, abs=0.2)
     _, alone = run(study({"budget": 2**19}), tmp_path / "one", Trainer(tmp_path / "one"))
