@@ -175,8 +175,8 @@ def test_data_sets_of_the_hub(tmp_path, monkeypatch):
     [
         ([], "no source; name a folder, files, or hf:NAME"),
         (["no.txt"], "no such file or folder: no.txt"),
-        (["a.txt", "--shard-bytes", "0"], "shard bytes must be 1 or more, got 0"),
-        (["a.txt", "--sample", "2^0.5"], "--sample must be a whole number, got '2^0.5'"),
+        (["a.txt", "--shard-bytes", "0"], "--shard-bytes must be a positive whole number, got '0'"),
+        (["a.txt", "--sample", "2^0.5"], "--sample must be a positive whole number, got '2^0.5'"),
         (["a.txt", "--workers", "0"], "--workers must be 1 or more, got 0"),
         (["a.txt", "--tokenizer", "a.txt"], "a tokenizer is bytes, bpe:SIZE or a tokenizer.json, got 'a.txt'"),
     ],

@@ -43,7 +43,8 @@ def run(
         with tempfile.TemporaryDirectory() as cache:
             study = load_study(path, partial(prepare, cache=Path(cache), source=data))
             check_data(study, Path(cache))
-            expected = forecast_study(study, out, Path(cache), workers or len(os.sched_getaffinity(0)))
+            cores = workers or len(os.sched_getaffinity(0))
+            expected = forecast_study(study, out, Path(cache), cores) if engine == "local" else None
         _plan(study, as_json, expected)
         return 0
     study = load_study(path, partial(prepare, cache=out / DATA, source=data))

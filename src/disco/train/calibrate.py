@@ -76,7 +76,11 @@ def _measure(configs: list[TrainConfig], cache: Path) -> float:
         program.model.loss(tokens, targets).sum().backward()
         program.optimizer.step()
 
-    step()
+    started = time.perf_counter()
+    step()  # allocates and warms up
+    first_took = time.perf_counter() - started
+    if first_took > SECONDS:  # a large model: one step says enough
+        return first.batch * len(configs) / first_took
     step()
     steps, started = 0, time.perf_counter()
     while (passed := time.perf_counter() - started) < SECONDS:
