@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import io
 import os
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 try:
     import tyro
 except ModuleNotFoundError:
     raise SystemExit("disco: error: the command line needs the extra 'lab': pip install 'disco-scion[lab]'") from None
 
-from disco.cli._options import AS_IT_IS, Data, File, Files, Json, Number, Output, TableOptions
+from disco.cli._options import (
+    AS_IT_IS,
+    Data,
+    File,
+    Files,
+    Json,
+    Number,
+    Output,
+    TableOptions,
+    at_least_one,
+    token_count,
+)
+from disco.cli._parse import command, parsed
 from disco.errors import UserError
 from disco.train.config import number
-
-MOST = 1e18
-"""Tokens: more than any text holds."""
 
 app = tyro.extras.SubcommandApp()
 sweep_app = tyro.extras.SubcommandApp()
@@ -30,21 +35,7 @@ runs_app = tyro.extras.SubcommandApp()
 data_app = tyro.extras.SubcommandApp()
 
 
-def _command(parent: tyro.extras.SubcommandApp, name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Registers a command so that parsing it gives a call to make, rather than making it while tyro parses."""
-
-    def register(function: Callable[..., int]) -> Callable[..., int]:
-        @functools.wraps(function)
-        def later(*args: Any, **kwargs: Any) -> Callable[[], int]:
-            return functools.partial(function, *args, **kwargs)
-
-        parent.command(name=name)(later)
-        return function
-
-    return register
-
-
-@_command(app, "train")
+@command(app, "train")
 def train(
     config: File,
     *,
@@ -65,11 +56,11 @@ def train(
     """
     from disco.cli import _train
 
-    _at_least_one("--threads", threads)
+    at_least_one("--threads", threads)
     return _train.train(config, [item for group in set for item in group], data, out, threads, as_json)
 
 
-@_command(sweep_app, "run")
+@command(sweep_app, "run")
 def sweep_run(
     study: File,
     *,
@@ -92,11 +83,11 @@ def sweep_run(
     """
     from disco.cli import _sweep
 
-    _at_least_one("--workers", workers)
+    at_least_one("--workers", workers)
     return _sweep.run(study, data, out, engine, workers, dry_run, as_json)
 
 
-@_command(sweep_app, "status")
+@command(sweep_app, "status")
 def sweep_status(out: File, *, as_json: Json = False) -> int:
     """Show which runs of a sweep are queued, running, finished, failed (and why) or left to do.
 
@@ -108,7 +99,7 @@ def sweep_status(out: File, *, as_json: Json = False) -> int:
     return _sweep.status(out, as_json)
 
 
-@_command(sweep_app, "cancel")
+@command(sweep_app, "cancel")
 def sweep_cancel(out: File, *, as_json: Json = False) -> int:
     """Stop a sweep and its jobs, wherever they run; each saves a checkpoint, and the sweep can be continued.
 
@@ -120,7 +111,7 @@ def sweep_cancel(out: File, *, as_json: Json = False) -> int:
     return _cluster.cancel(out, as_json)
 
 
-@_command(app, "fit")
+@command(app, "fit")
 def fit(
     runs: Files,
     *,
@@ -176,7 +167,7 @@ def fit(
     return _fit.fit(runs, tables, output or Path("fit.json"), bootstraps, as_json)
 
 
-@_command(app, "plan")
+@command(app, "plan")
 def plan(
     fit: File,
     *,
@@ -225,7 +216,7 @@ def plan(
         return None if text is None else number(text, option)
 
     def count(option: str, text: str | None) -> int | None:
-        return None if text is None else _count(option, text)
+        return None if text is None else token_count(option, text)
 
     settings = {
         "optimizer.name": optimizer,
@@ -235,7 +226,7 @@ def plan(
     }
     settings = {name: value for name, value in settings.items() if value is not None}
     wanted = _plan.Wanted(
-        tokens=_count("--tokens", tokens),
+        tokens=token_count("--tokens", tokens),
         batch=count("--batch", batch),
         max_batch=count("--max-batch", max_batch),
         width=real("--width", width),
@@ -251,7 +242,7 @@ def plan(
     return _plan.plan(fit, wanted, as_json)
 
 
-@_command(app, "report")
+@command(app, "report")
 def report(
     runs: Files,
     *,
@@ -270,7 +261,7 @@ def report(
     return _fit.report(runs, tables, output, as_json)
 
 
-@_command(runs_app, "ls")
+@command(runs_app, "ls")
 def runs_ls(runs: Files, *, as_json: Json = False) -> int:
     """List runs.
 
@@ -282,7 +273,7 @@ def runs_ls(runs: Files, *, as_json: Json = False) -> int:
     return _runs.ls(runs, as_json)
 
 
-@_command(runs_app, "show")
+@command(runs_app, "show")
 def runs_show(run: File, *, as_json: Json = False) -> int:
     """Show one run: configuration, outcome, last measurements.
 
@@ -294,7 +285,7 @@ def runs_show(run: File, *, as_json: Json = False) -> int:
     return _runs.show(run, as_json)
 
 
-@_command(runs_app, "import")
+@command(runs_app, "import")
 def runs_import(
     tables: Files,
     *,
@@ -313,7 +304,7 @@ def runs_import(
     return _runs.import_(tables, options, into, as_json)
 
 
-@_command(data_app, "prepare")
+@command(data_app, "prepare")
 def data_prepare(
     source: tyro.conf.Positional[tuple[str, ...]],
     *,
@@ -340,15 +331,15 @@ def data_prepare(
     """
     from disco.cli import _data
 
-    _at_least_one("--workers", workers)
+    at_least_one("--workers", workers)
     sizes = {
-        "shard_bytes": _count("--shard-bytes", shard_bytes),
-        "sample": _count("--sample", sample),
+        "shard_bytes": token_count("--shard-bytes", shard_bytes),
+        "sample": token_count("--sample", sample),
     }
     return _data.prepare(source, out, tokenizer, text_field, boundary, sizes, workers, as_json)
 
 
-@_command(data_app, "check")
+@command(data_app, "check")
 def data_check(folder: File, *, as_json: Json = False) -> int:
     """Verify the checksums of a folder of tokens, and say what it holds.
 
@@ -360,7 +351,7 @@ def data_check(folder: File, *, as_json: Json = False) -> int:
     return _data.check(folder, as_json)
 
 
-@_command(app, "demo")
+@command(app, "demo")
 def demo(
     *,
     quick: bool = False,
@@ -381,26 +372,8 @@ def demo(
     """
     from disco import demo
 
-    _at_least_one("--workers", workers)
+    at_least_one("--workers", workers)
     return demo.run(quick=quick, seed=seed, data=data, out=out, workers=workers, as_json=as_json)
-
-
-def _at_least_one(option: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise UserError(f"{option} must be 1 or more, got {value}")
-
-
-def _count(option: str, text: str) -> int:
-    """A positive whole number of tokens, at most ``MOST``."""
-    try:
-        value = number(text, option)
-    except UserError:
-        raise UserError(f"{option} must be a count of tokens such as 2^30, 1e9, 10B or 20k, got {text!r}") from None
-    if value != int(value) or value < 1:
-        raise UserError(f"{option} must be a positive whole number, got {text!r}")
-    if value > MOST:
-        raise UserError(f"{option} must be at most {MOST:.0e} tokens, got {text!r}")
-    return int(value)
 
 
 app.command(sweep_app, name="sweep", help="Train the runs of a study, see how far they are, or stop them.")
@@ -414,7 +387,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Any other exception is a defect of Disco and stays one: Python shows its traceback and exits with 1.
     """
     try:
-        return _parse(args)()
+        return parsed(app, args)()
     except UserError as error:
         print(f"disco: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -424,30 +397,3 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # of `disco ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-
-
-def _parse(args: Sequence[str] | None) -> Callable[[], int]:
-    """The call that the arguments ask for.
-
-    Raises:
-        UserError: the arguments are wrong; tyro's box of several lines, as one line.
-    """
-    settings = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
-    about = "Which learning rate and batch size for the run that is too big to sweep?"
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box):
-            call: Callable[[], int] = app.cli(prog="disco", description=about, args=args, config=settings)
-            return call
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UserError(f"{_one_line(box.getvalue())}; see disco --help") from None
-
-
-def _one_line(box: str) -> str:
-    """What tyro's box says, without its frame (drawn in UTF-8 or in ASCII), its title and its hints."""
-    lines = re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()
-    text = " ".join(line.strip("│╰╯ ") for line in lines[1 if lines[0].startswith("╭") else 2 :])
-    parts = [part.strip(" .") for part in re.split("[─-]{4,}", text)]
-    return "; ".join(p for p in parts if p and not p.startswith(("For full", "Argument helptext", "Perhaps")))

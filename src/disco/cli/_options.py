@@ -1,4 +1,4 @@
-"""Kinds of arguments that several commands take. Light: every start of the program reads it."""
+"""Kinds of arguments that several commands take, and their checks. Light: every start of the program reads it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+
+from disco.errors import UserError
+from disco.train.config import number
+
+MOST = 1e18
+"""Tokens: more than any text holds."""
 
 File = tyro.conf.Positional[Path]
 Files = tyro.conf.Positional[tuple[Path, ...]]
@@ -42,3 +48,22 @@ class Tables:
 
 TableOptions = Annotated[Tables, tyro.conf.arg(name="")]
 AS_IT_IS = Tables()
+
+
+def at_least_one(option: str, value: int | None) -> None:
+    """Raises UserError if the value of an option is below 1."""
+    if value is not None and value < 1:
+        raise UserError(f"{option} must be 1 or more, got {value}")
+
+
+def token_count(option: str, text: str) -> int:
+    """A positive whole number of tokens, at most ``MOST``."""
+    try:
+        value = number(text, option)
+    except UserError:
+        raise UserError(f"{option} must be a count of tokens such as 2^30, 1e9, 10B or 20k, got {text!r}") from None
+    if value != int(value) or value < 1:
+        raise UserError(f"{option} must be a positive whole number, got {text!r}")
+    if value > MOST:
+        raise UserError(f"{option} must be at most {MOST:.0e} tokens, got {text!r}")
+    return int(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,14 +108,20 @@ def work(config: TrainConfig) -> float:
 
 def memory_to_use() -> int:
     """Bytes that all workers together may fill: ``SHARE`` of what the machine, or this process's control group, has."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    fields: Mapping[str, int] = {}
+    return int(SHARE * min(_machine(), _control_group()))
+
+
+def _machine() -> float:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        allowed = int(limit) - used if limit.isdigit() else math.inf
-    except (OSError, ValueError, IndexError):
-        allowed = math.inf
-    return int(SHARE * min(allowed, fields.get("MemAvailable", free)))
+        return next(int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _control_group() -> float:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        return float((folder / "memory.max").read_text()) - float((folder / "memory.current").read_text())
+    except (OSError, ValueError):  # none, or its limit is "max"
+        return math.inf

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from disco.sweep.adaptive.rounds import scans
-from disco.sweep.cohorts import PROCESS_BYTES, Cohort, bytes_needed, group, memory_to_use
-from disco.sweep.record import outcome, read_cohorts, tokens_reached
+from disco.sweep.cohorts import PROCESS_BYTES, Cohort, bytes_needed, memory_to_use
+from disco.sweep.record import grouped, outcome
 from disco.sweep.study import Study, new_tokens
 from disco.train.calibrate import tokens_per_second
 from disco.train.config import TrainConfig
@@ -49,7 +49,7 @@ def forecast(
         workers: processes.
         speeds: measures the tokens per second of cohorts, not compiled; see ``train.calibrate``.
     """
-    cohorts = group(runs, lambda c: tokens_reached(c, out), read_cohorts(out, runs), workers, memory_to_use())
+    cohorts = grouped(out, runs, workers, memory_to_use())
     kinds: dict[tuple[object, ...], Cohort] = {}
     for cohort in cohorts:
         kinds.setdefault(_kind(cohort), cohort)

@@ -22,7 +22,7 @@ from disco.errors import UserError
 from disco.runs.reader import outcome_so_far, read_summary
 from disco.runs.schema import CONFIG, SCHEMA_VERSION, Outcome
 from disco.runs.writer import RunWriter, write_json
-from disco.sweep.cohorts import Cohort
+from disco.sweep.cohorts import Cohort, group
 from disco.sweep.study import Study
 from disco.train.config import TrainConfig, from_dict, to_dict
 
@@ -133,6 +133,11 @@ def refuse_other_jobs(out: Path, engine: str) -> None:
             f"{queued.engine} may still have {len(queued.jobs)} jobs of the sweep in {out}: go on with "
             f"--engine {queued.engine}, or first: disco sweep cancel {out}"
         )
+
+
+def grouped(out: Path, left: Sequence[TrainConfig], workers: int, memory: int) -> list[Cohort]:
+    """The cohorts of the runs that are left to do in ``out``, interrupted and new ones; see ``cohorts.group``."""
+    return group(left, lambda config: tokens_reached(config, out), read_cohorts(out, left), workers, memory)
 
 
 def outcome(config: TrainConfig, runs: Path) -> Outcome | None:

@@ -40,8 +40,12 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Scion:
 
 def _scion(groups: list[dict[str, Any]], config: OptimizerConfig) -> Scion:
     return Scion(
-        groups, lr=config.lr, nesterov=config.nesterov, orthogonalize=config.orthogonalize, eps=config.eps
-    )  # fmt: skip
+        groups,
+        lr=config.lr,
+        nesterov=config.nesterov,
+        orthogonalize=config.orthogonalize,
+        eps=config.eps,
+    )
 
 
 class Program:
@@ -110,7 +114,6 @@ class Program:
             }
         for group in self.optimizer.param_groups:
             group["params"] = [kept[old] for old in group["params"]]
-        for group in self.optimizer.param_groups:
             group |= {key: _taken(group[key], index) for key in VARIED}
         self._rates = [_taken(rate, index) for rate in self._rates]
 

@@ -34,8 +34,7 @@ from disco.errors import UserError
 from disco.runs.lock import LOCK, locked
 from disco.train import documents
 from disco.train.config import DataConfig, TrainConfig
-from disco.train.order import Permutation, Without
-from disco.train.order import splitmix64 as _splitmix64
+from disco.train.order import Permutation, Without, splitmix64
 from disco.train.shards.index import INDEX, Index
 from disco.train.shards.tokens import ShardedTokens, adopt, adopted, holds_tokens
 from disco.train.tokenizer import Coder, coder_of, encode, smallest_dtype, vocabulary
@@ -309,7 +308,7 @@ class _Few:
 
     def order(self, key: str, held: NDArray[np.int64]) -> Order:
         start = hashlib.sha256(key.encode()).digest()[:8]
-        order = np.argsort(_splitmix64(int.from_bytes(start, "little"), self.blocks))
+        order = np.argsort(splitmix64(int.from_bytes(start, "little"), self.blocks))
         return order[~np.isin(order, held)].__getitem__
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from disco.runs.schema import Outcome
-from disco.sweep.cohorts import group
 from disco.sweep.engines._jobs import Job, Pace, Run
 from disco.sweep.progress import Display
-from disco.sweep.record import outcome, read_cohorts, record_end, tokens_reached, write_cohorts
+from disco.sweep.record import grouped, outcome, record_end, tokens_reached, write_cohorts
 from disco.sweep.study import Study
 
 DEATHS = 3
@@ -76,7 +75,7 @@ class Course(ABC):
             if run.outcome:
                 run.tokens, run.reached = run.total, tokens_reached(run.config, out)
         left = [run.config for run in self.runs.values() if run.outcome is None]
-        cohorts = group(left, lambda config: tokens_reached(config, out), read_cohorts(out, left), workers, memory)
+        cohorts = grouped(out, left, workers, memory)
         self.jobs = [Job([self.runs[config.id] for config in each.runs], each.compiled) for each in cohorts]
         self._write_cohorts()
         self.failed_starts = 0
