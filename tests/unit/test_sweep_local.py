@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from disco.errors import UserError
+from disco.errors import NoSpaceError, UserError
 from disco.runs.lock import LOCK, locked
 from disco.runs.reader import read_run, read_runs
 from disco.runs.schema import DATA, Outcome
@@ -104,6 +104,16 @@ def test_a_cohort_that_fails_is_taken_apart_down_to_the_run_that_is_the_reason(t
     assert len(first) == 8  # 16 runs, two cohorts for each worker
     assert max(map(len, rest)) <= 8
     assert all(len(attempts(out, config.id)) == 1 for config in plan.configs if config.seed in (0, 7))
+
+
+def test_a_full_disk_ends_the_sweep_and_fails_no_run(tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "out"
+    plan = study(out, text, seed=[8, 5])  # the other one trains until it is told to stop
+    with pytest.raises(NoSpaceError, match="No space left on device"):
+        run(plan, out)
+    assert [outcome(config, out) for config in plan.configs] == [None, None]
+    assert not list(out.glob("*/summary.json"))
+    assert run(study(out, text, seed=[8]), out) == Result(finished=1, diverged=0)
 
 
 def test_an_interrupted_cohort_stays_together_and_new_runs_form_others(tmp_path: Path, text: Path) -> None:

@@ -22,11 +22,13 @@ from disco.cli._options import (
     Number,
     Output,
     TableOptions,
+    Track,
     at_least_one,
     token_count,
 )
 from disco.cli._parse import command, parsed
 from disco.errors import UserError
+from disco.files import FULL
 from disco.train.config import number
 
 app = tyro.extras.SubcommandApp()
@@ -43,6 +45,7 @@ def train(
     data: Data = (),
     out: Path = Path("runs"),
     threads: int = 1,
+    track: Track = "",
     as_json: Json = False,
 ) -> int:
     """Train one run; the same command continues it.
@@ -53,11 +56,12 @@ def train(
         data: Text of your own in place of the file's: files and folders of .txt, .jsonl, .parquet, or of tokens.
         out: Folder of run records.
         threads: Threads of torch. With 1 the numbers are, to the bit, those of the same run in a sweep.
+        track: Trackers that follow the record, such as tensorboard,wandb:my-project (docs/trackers.md).
     """
     from disco.cli import _train
 
     at_least_one("--threads", threads)
-    return _train.train(config, [item for group in set for item in group], data, out, threads, as_json)
+    return _train.train(config, [item for group in set for item in group], data, out, threads, track, as_json)
 
 
 @command(sweep_app, "run")
@@ -68,6 +72,7 @@ def sweep_run(
     out: Path | None = None,
     engine: Literal["local", "slurm", "ray"] = "local",
     workers: int | None = None,
+    track: Track = "",
     dry_run: bool = False,
     as_json: Json = False,
 ) -> int:
@@ -79,12 +84,13 @@ def sweep_run(
         out: Folder of run records; runs/NAME for the study NAME if not given.
         engine: Where to train: on this machine, or as jobs of Slurm or of a Ray cluster (docs/cluster.md).
         workers: Processes, one thread each; one per core if not given. Of a cluster: jobs at the same time.
+        track: Trackers that follow the records, such as tensorboard,wandb:my-project (docs/trackers.md).
         dry_run: Show the plan and stop.
     """
     from disco.cli import _sweep
 
     at_least_one("--workers", workers)
-    return _sweep.run(study, data, out, engine, workers, dry_run, as_json)
+    return _sweep.run(study, data, out, engine, workers, track, dry_run, as_json)
 
 
 @command(sweep_app, "status")
@@ -304,6 +310,20 @@ def runs_import(
     return _runs.import_(tables, options, into, as_json)
 
 
+@command(runs_app, "track")
+def runs_track(runs: Files, *, to: Track, follow: bool = False, as_json: Json = False) -> int:
+    """Send run records to trackers, whoever trains or trained them; what they have already is not sent again.
+
+    Args:
+        runs: Folders of run records.
+        to: Trackers, such as tensorboard,wandb:my-project,trackio (docs/trackers.md).
+        follow: Go on until Ctrl-C, with runs that are being trained.
+    """
+    from disco.cli import _runs
+
+    return _runs.track(runs, to, follow, as_json)
+
+
 @command(data_app, "prepare")
 def data_prepare(
     source: tyro.conf.Positional[tuple[str, ...]],
@@ -378,7 +398,7 @@ def demo(
 
 app.command(sweep_app, name="sweep", help="Train the runs of a study, see how far they are, or stop them.")
 app.command(data_app, name="data", help="Turn text into tokens to train on, or check them.")
-app.command(runs_app, name="runs", help="List run records, show one, or import tables of runs.")
+app.command(runs_app, name="runs", help="List run records, show one, send them to trackers, or import tables of runs.")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -397,3 +417,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # of `disco ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f"cannot write {error.filename or 'the output'}: {error.strerror}"
+        print(f"disco: error: {where}; make room, then give the same command again", file=sys.stderr)
+        return 2

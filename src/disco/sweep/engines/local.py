@@ -51,8 +51,8 @@ def run_study(
         command: the worker's command line; see ``disco.sweep.worker`` for what it has to speak.
 
     Raises:
-        UserError: the data do not last for a run, another sweep runs in ``out``, it cannot be written, or workers do
-            not start.
+        UserError: the data do not last for a run, another sweep runs in ``out``, it cannot be written (a NoSpaceError
+            if the disk is full: the runs can be continued), or workers do not start.
     """
     check_data(study, out / DATA)
     with locked(out / LOCK, wait=1.0):  # `disco sweep status` tries the lock for an instant
@@ -113,12 +113,12 @@ class _Sweep(Course):
         """Keeps all workers busy until every run has ended or a signal is received."""
         with (self.out / LOG).open("ab") as log:
             try:
-                while not received and self.unfinished():
+                while not received and not self.full and self.unfinished():
                     self.give_up_branches()
                     self._assign(log)
                     self._listen()
                     self.show(len(self.workers))
-                if received:
+                if received or self.full:
                     self._stop(received)
             finally:
                 for worker in self.workers:
