@@ -54,12 +54,11 @@ def run(
     check_data(study, out / DATA)
     if not as_json:
         _plan(study, as_json)
-    run_study = _cluster.engine(engine, path)
+    with following(out, track), _cluster.engine(engine, path) as run_study:
 
-    def train(plan: Study) -> Result:
-        return run_study(plan, out, workers=workers, show=display(as_json))
+        def train(plan: Study) -> Result:
+            return run_study(plan, out, workers=workers, show=display(as_json))
 
-    with following(out, track):
         result = run_rounds(study, out, train, partial(_round, as_json=as_json)) if study.adaptive else train(study)
     again = ["disco", "sweep", "run", str(path), "--out", str(out), *(("--data", *data) if data else ())]
     again += ["--engine", engine] if engine != "local" else []
