@@ -22,6 +22,7 @@ from disco.cli._options import (
     Number,
     Output,
     TableOptions,
+    Words,
     at_least_one,
     token_count,
 )
@@ -187,6 +188,8 @@ def plan(
     context: Number | None = None,
     model: str | None = None,
     family: str | None = None,
+    probe: Annotated[Words, tyro.conf.arg(metavar="RUN")] = (),
+    output: Annotated[Path | None, Output] = None,
     as_json: Json = False,
 ) -> int:
     """Recommend a learning rate and a batch size for a run that is too big to sweep, and say what they rest on.
@@ -209,6 +212,9 @@ def plan(
         context: Tokens per sequence.
         model: Model of the study to plan from, such as d64-L2; the nearest in size or the largest if not given.
         family: Settings of the study to plan from; those most like the run's, or with the lowest loss, if not given.
+        probe: Short runs of the planned size and batch, at a constant rate: the learning rate then comes from them and
+            the study's best norm, without rates swept at that size (docs/choosing.md).
+        output: File to write the plan to, for disco watch.
     """
     from disco.cli import _plan
 
@@ -239,7 +245,49 @@ def plan(
         like=like,
         settings=settings | (_plan.schedule(schedule) if schedule else {}),
     )
-    return _plan.plan(fit, wanted, as_json)
+    if probe:
+        from disco.cli import _probe
+
+        return _probe.probe(fit, wanted, [Path(run) for runs in probe for run in runs], output, as_json)
+    return _plan.plan(fit, wanted, output, as_json)
+
+
+@command(app, "watch")
+def watch(
+    run: File,
+    *,
+    plan: Path,
+    follow: bool = False,
+    every: Number = "10",
+    stop: bool = False,
+    output: Annotated[Path | None, Output] = None,
+    like: Path | None = None,
+    map: Annotated[Words, tyro.conf.arg(metavar="NAME=EXPRESSION")] = (),
+    preset: str = "",
+    name: str = "",
+    as_json: Json = False,
+) -> int:
+    """Hold a run against its plan while it trains: will it end at the best norm, and if not, what brings it there?
+
+    The exit code is 0 on course, 1 off course, 3 if it cannot be told (yet), 2 for bad input.
+
+    Args:
+        run: Folder of a run record, or the log of another trainer (docs/watching.md).
+        plan: What `disco plan -o` wrote.
+        follow: Check again whenever the run has written more, until it ends.
+        every: Seconds between two looks at the run.
+        stop: With --follow: end as soon as the run is off course.
+        output: HTML file to write: the run so far against the plan, and the forecast.
+        like: Configuration (TOML) or record with the settings of a run whose log does not tell them.
+        map: Columns of a log, as in docs/import.md, such as lr=peak_lr or norm=`output norm`.
+        preset: Maps for a known kind of log: torchtitan, transformers or norm-transfer-logs.
+        name: Which run of a log that holds several.
+    """
+    from disco.cli import _watch
+
+    maps = tuple(text for group in map for text in group)
+    wanted = _watch.Wanted(follow, number(every, "--every"), stop, output, like, maps, preset, name)
+    return _watch.watch(run, plan, wanted, as_json)
 
 
 @command(app, "report")
