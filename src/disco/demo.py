@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from disco.fit import BOOTSTRAPS, StudyFit, fit_table
-from disco.guide import Plan, plan, sweep_settings
+from disco.guide import Plan, for_plans, plan
 from disco.report import render_fit, render_plan, write_report
 from disco.report.text import terminal_width
 from disco.runs.reader import read_runs
@@ -89,7 +89,7 @@ def run(
     records = read_runs(*(out / config.id for config in read_plan(out).runs))  # other records may lie beside these
     fit = fit_table(columns(records.runs), bootstraps=BOOTSTRAPS)
     page = write_report(records, fit, out / "report.html")
-    write_json(out / "fit.json", fit.to_dict() | {"settings": sweep_settings(records.runs)})
+    write_json(out / "fit.json", fit.to_dict() | for_plans(records.runs))
     next_plan = plan(fit, 2 * max(item.tokens for item in fit.horizons))
     if as_json:
         files = {"fit": str(out / "fit.json"), "page": str(page), "problems": records.problems}

@@ -52,7 +52,7 @@ def test_records_studies_and_the_parent_of_a_sweep_need_no_torch(module: str) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Expected one of {train, fit, plan, report, demo, sweep, data, runs}; see disco --help"),
+        ([], "Expected one of {train, fit, plan, watch, report, demo, sweep, data, runs}; see disco --help"),
         (["trian"], "Unrecognized options: trian; Available subcommands: train, fit, "),
         (["sweep"], "Expected one of {run, status, cancel}"),
         (["train"], "Missing from disco train: PATH"),

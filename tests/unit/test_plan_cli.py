@@ -43,7 +43,7 @@ def shown(capture: Capture, *arguments: object) -> dict[str, Any]:
 
 def test_the_document_is_the_plan(fitted: StudyFit, file: Path, capsys: Capture) -> None:
     found = shown(capsys, file, "--tokens", "2^22")
-    assert found == json.loads(json.dumps(plan(fitted, 2**22).to_dict()))
+    assert found == json.loads(json.dumps(plan(fitted, 2**22, sweep={"scion": SWEEP}).to_dict()))
     assert found["trust"] == "ok"
     assert Plan.from_dict(found).to_dict() == found
 

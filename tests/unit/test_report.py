@@ -7,17 +7,18 @@ import re
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from synthetic import columns as synthetic
 from synthetic import write_runs
 
 from disco.errors import UserError
-from disco.fit import StudyFit, fit_table
+from disco.fit import NORM, StudyFit, fit_table
 from disco.fit._layer_groups import layer_groups
 from disco.guide import plan
 from disco.report import render_fit, write_report
 from disco.report._style import raised
-from disco.report.figures import layer_norms, one_stage, parallel_coordinates
+from disco.report.figures import layer_norms, norm_collapse, one_stage, parallel_coordinates
 from disco.report.tables import superscript
 from disco.report.words import PAPER
 from disco.runs.reader import Run, Runs, read_runs
@@ -111,6 +112,7 @@ def test_every_figure_is_there_and_not_empty(full: tuple[Page, StudyFit]) -> Non
     each = [
         "Loss against output norm during training",
         "Output norm against steps, tokens and path length",
+        "How far runs part at the same path",
         "How fast the norm grows",
         "Loss against norm at each horizon",
         "What the recipe of the fit changes",
@@ -227,7 +229,25 @@ def test_figures_name_those_of_the_paper(full: tuple[Page, StudyFit]) -> None:
     for title, numbers in PAPER.items():
         assert f'"{title}"' in text, title
         assert f"As Fig. {numbers} of arXiv:2510.03871" in page.words or title not in page.titled
-    assert set(page.titled) - set(PAPER) == {"Loss over learning rate and batch"}  # of those drawn not in the paper
+    of_our_own = {"Loss over learning rate and batch", "How far runs part at the same path"}
+    assert set(page.titled) - set(PAPER) == of_our_own  # of those drawn
+
+
+def test_runs_part_by_what_was_put_in() -> None:
+    """log2 norm is half of log2 path, and 0.1 more at the larger batch of five runs."""
+    path = 2.0 ** np.arange(0, 6.1, 0.5)
+    runs = [
+        pl.DataFrame({"run": [f"{b}{k}"] * 13, "batch": [b] * 13, "lr": [0.1] * 13, "step": range(1, 14), "path": path,
+                      NORM: path**0.5 * 2 ** (0.1 * (b > 512))})
+        for b, count in ((512, 3), (1024, 2)) for k in range(count)
+    ]  # fmt: skip
+    figure = norm_collapse(pl.concat(runs))
+    assert figure is not None
+    apart = [[y for y in trace.y if y is not None] for trace in figure.data]
+    assert [trace.name for trace in figure.data] == ["batch 2<sup>9</sup>", "batch 2<sup>10</sup>"]
+    assert apart[0] == pytest.approx([0.0] * 72)
+    assert apart[1] == pytest.approx([0.1] * 48, abs=1e-4)
+    assert norm_collapse(pl.concat(runs[:2])) is None
 
 
 def test_the_slope_of_the_norm_is_that_of_the_runs(full: tuple[Page, StudyFit]) -> None:

@@ -6,13 +6,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 try:
     import tyro
 except ModuleNotFoundError:
     raise SystemExit("disco: error: the command line needs the extra 'lab': pip install 'disco-scion[lab]'") from None
 
+from disco.cli._families import data_app, runs_app, sweep_app
 from disco.cli._options import (
     AS_IT_IS,
     Data,
@@ -23,6 +24,7 @@ from disco.cli._options import (
     Output,
     TableOptions,
     Track,
+    Words,
     at_least_one,
     token_count,
 )
@@ -32,9 +34,6 @@ from disco.files import FULL
 from disco.train.config import number
 
 app = tyro.extras.SubcommandApp()
-sweep_app = tyro.extras.SubcommandApp()
-runs_app = tyro.extras.SubcommandApp()
-data_app = tyro.extras.SubcommandApp()
 
 
 @command(app, "train")
@@ -62,59 +61,6 @@ def train(
 
     at_least_one("--threads", threads)
     return _train.train(config, [item for group in set for item in group], data, out, threads, track, as_json)
-
-
-@command(sweep_app, "run")
-def sweep_run(
-    study: File,
-    *,
-    data: Data = (),
-    out: Path | None = None,
-    engine: Literal["local", "slurm", "ray"] = "local",
-    workers: int | None = None,
-    track: Track = "",
-    dry_run: bool = False,
-    as_json: Json = False,
-) -> int:
-    """Train every run of a study that is not done yet; the same command continues a sweep that was stopped.
-
-    Args:
-        study: TOML file; its format is described in disco.sweep.study.
-        data: Text of your own in place of the file's: files and folders of .txt, .jsonl, .parquet, or of tokens.
-        out: Folder of run records; runs/NAME for the study NAME if not given.
-        engine: Where to train: on this machine, or as jobs of Slurm or of a Ray cluster (docs/cluster.md).
-        workers: Processes, one thread each; one per core if not given. Of a cluster: jobs at the same time.
-        track: Trackers that follow the records, such as tensorboard,wandb:my-project (docs/trackers.md).
-        dry_run: Show the plan and stop.
-    """
-    from disco.cli import _sweep
-
-    at_least_one("--workers", workers)
-    return _sweep.run(study, data, out, engine, workers, track, dry_run, as_json)
-
-
-@command(sweep_app, "status")
-def sweep_status(out: File, *, as_json: Json = False) -> int:
-    """Show which runs of a sweep are queued, running, finished, failed (and why) or left to do.
-
-    Args:
-        out: Folder of the sweep's run records.
-    """
-    from disco.cli import _sweep
-
-    return _sweep.status(out, as_json)
-
-
-@command(sweep_app, "cancel")
-def sweep_cancel(out: File, *, as_json: Json = False) -> int:
-    """Stop a sweep and its jobs, wherever they run; each saves a checkpoint, and the sweep can be continued.
-
-    Args:
-        out: Folder of the sweep's run records.
-    """
-    from disco.cli import _cluster
-
-    return _cluster.cancel(out, as_json)
 
 
 @command(app, "fit")
@@ -193,6 +139,8 @@ def plan(
     context: Number | None = None,
     model: str | None = None,
     family: str | None = None,
+    probe: Annotated[Words, tyro.conf.arg(metavar="RUN")] = (),
+    output: Annotated[Path | None, Output] = None,
     as_json: Json = False,
 ) -> int:
     """Recommend a learning rate and a batch size for a run that is too big to sweep, and say what they rest on.
@@ -215,6 +163,9 @@ def plan(
         context: Tokens per sequence.
         model: Model of the study to plan from, such as d64-L2; the nearest in size or the largest if not given.
         family: Settings of the study to plan from; those most like the run's, or with the lowest loss, if not given.
+        probe: Short runs of the planned size and batch, at a constant rate: the learning rate then comes from them and
+            the study's best norm, without rates swept at that size (docs/choosing.md).
+        output: File to write the plan to, for disco watch.
     """
     from disco.cli import _plan
 
@@ -245,7 +196,49 @@ def plan(
         like=like,
         settings=settings | (_plan.schedule(schedule) if schedule else {}),
     )
-    return _plan.plan(fit, wanted, as_json)
+    if probe:
+        from disco.cli import _probe
+
+        return _probe.probe(fit, wanted, [Path(run) for runs in probe for run in runs], output, as_json)
+    return _plan.plan(fit, wanted, output, as_json)
+
+
+@command(app, "watch")
+def watch(
+    run: File,
+    *,
+    plan: Path,
+    follow: bool = False,
+    every: Number = "10",
+    stop: bool = False,
+    output: Annotated[Path | None, Output] = None,
+    like: Path | None = None,
+    map: Annotated[Words, tyro.conf.arg(metavar="NAME=EXPRESSION")] = (),
+    preset: str = "",
+    name: str = "",
+    as_json: Json = False,
+) -> int:
+    """Hold a run against its plan while it trains: will it end at the best norm, and if not, what brings it there?
+
+    The exit code is 0 on course, 1 off course, 3 if it cannot be told (yet), 2 for bad input.
+
+    Args:
+        run: Folder of a run record, or the log of another trainer (docs/watching.md).
+        plan: What `disco plan -o` wrote.
+        follow: Check again whenever the run has written more, until it ends.
+        every: Seconds between two looks at the run.
+        stop: With --follow: end as soon as the run is off course.
+        output: HTML file to write: the run so far against the plan, and the forecast.
+        like: Configuration (TOML) or record with the settings of a run whose log does not tell them.
+        map: Columns of a log, as in docs/import.md, such as lr=peak_lr or norm=`output norm`.
+        preset: Maps for a known kind of log: torchtitan, transformers or norm-transfer-logs.
+        name: Which run of a log that holds several.
+    """
+    from disco.cli import _watch
+
+    maps = tuple(text for group in map for text in group)
+    wanted = _watch.Wanted(follow, number(every, "--every"), stop, output, like, maps, preset, name)
+    return _watch.watch(run, plan, wanted, as_json)
 
 
 @command(app, "report")
@@ -265,110 +258,6 @@ def report(
     from disco.cli import _fit
 
     return _fit.report(runs, tables, output, as_json)
-
-
-@command(runs_app, "ls")
-def runs_ls(runs: Files, *, as_json: Json = False) -> int:
-    """List runs.
-
-    Args:
-        runs: Folders of run records.
-    """
-    from disco.cli import _runs
-
-    return _runs.ls(runs, as_json)
-
-
-@command(runs_app, "show")
-def runs_show(run: File, *, as_json: Json = False) -> int:
-    """Show one run: configuration, outcome, last measurements.
-
-    Args:
-        run: Folder of the run; the first characters of its name are enough.
-    """
-    from disco.cli import _runs
-
-    return _runs.show(run, as_json)
-
-
-@command(runs_app, "import")
-def runs_import(
-    tables: Files,
-    *,
-    into: Path,
-    options: TableOptions = AS_IT_IS,
-    as_json: Json = False,
-) -> int:
-    """Bring tables of runs into the units of this project, check them, and write run records or one table.
-
-    Args:
-        tables: CSV, TSV, Parquet, JSON lines, or exports of W&B (docs/import.md).
-        into: Folder of run records, or a file .csv, .tsv, .parquet or .jsonl; fit and report take either.
-    """
-    from disco.cli import _runs
-
-    return _runs.import_(tables, options, into, as_json)
-
-
-@command(runs_app, "track")
-def runs_track(runs: Files, *, to: Track, follow: bool = False, as_json: Json = False) -> int:
-    """Send run records to trackers, whoever trains or trained them; what they have already is not sent again.
-
-    Args:
-        runs: Folders of run records.
-        to: Trackers, such as tensorboard,wandb:my-project,trackio (docs/trackers.md).
-        follow: Go on until Ctrl-C, with runs that are being trained.
-    """
-    from disco.cli import _runs
-
-    return _runs.track(runs, to, follow, as_json)
-
-
-@command(data_app, "prepare")
-def data_prepare(
-    source: tyro.conf.Positional[tuple[str, ...]],
-    *,
-    out: Path,
-    tokenizer: str = "bytes",
-    text_field: str = "text",
-    boundary: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None,
-    shard_bytes: Number = "2^26",
-    sample: Number = "2^25",
-    workers: int | None = None,
-    as_json: Json = False,
-) -> int:
-    """Turn text of any size into a folder of tokens to train on; the same command continues it, or repairs it.
-
-    Args:
-        source: Files and folders of .txt, .jsonl, .parquet, or data sets hf:NAME[:CONFIGURATION][@SPLIT][#REVISION].
-        out: Folder to make; name it in data.source or --data.
-        tokenizer: bytes, bpe:SIZE (trained on a sample), or the path of a Hugging Face tokenizer.json.
-        text_field: Field of records that holds the text.
-        boundary: Special token that ends every document; a blank line if not given.
-        shard_bytes: Bytes of the sources that make one shard, about.
-        sample: Characters to train bpe:SIZE on, spread over the sources.
-        workers: Processes, one thread each; one per core if not given.
-    """
-    from disco.cli import _data
-
-    at_least_one("--workers", workers)
-    sizes = {
-        "shard_bytes": token_count("--shard-bytes", shard_bytes),
-        "sample": token_count("--sample", sample),
-    }
-    return _data.prepare(source, out, tokenizer, text_field, boundary, sizes, workers, as_json)
-
-
-@command(data_app, "check")
-def data_check(folder: File, *, as_json: Json = False) -> int:
-    """Verify the checksums of a folder of tokens, and say what it holds.
-
-    Args:
-        folder: What `disco data prepare` made.
-    """
-    from disco.cli import _data
-
-    return _data.check(folder, as_json)
 
 
 @command(app, "demo")

@@ -10,7 +10,7 @@ from disco.cli._options import Tables
 from disco.cli._tables import from_tables, said
 from disco.errors import UserError
 from disco.fit import BOOTSTRAPS, fit_table
-from disco.guide import sweep_settings
+from disco.guide import for_plans
 from disco.report import render_fit
 from disco.report.text import terminal_width
 from disco.runs.convert import to_runs
@@ -25,7 +25,7 @@ def fit(paths: Sequence[Path], tables: Tables, output: Path, bootstraps: int, as
     read = _read(paths, tables)
     code = _show.tell(read)
     fitted = fit_table(columns(read.runs), bootstraps=bootstraps)
-    document = fitted.to_dict() | {"settings": sweep_settings(read.runs)}  # for disco plan --like
+    document = fitted.to_dict() | for_plans(read.runs)
     write_json(output, document)
     if as_json:
         _show.document(document)

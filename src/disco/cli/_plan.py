@@ -14,9 +14,12 @@ from disco.errors import UserError
 from disco.fit import StudyFit
 from disco.guide import flat_settings
 from disco.guide import plan as make_plan
+from disco.guide._course import Course
+from disco.guide._kept import unpacked
 from disco.report import render_plan
 from disco.report.text import terminal_width
 from disco.runs.sources import is_table
+from disco.runs.writer import write_json
 from disco.train.config import number
 
 
@@ -39,16 +42,19 @@ class Wanted:
     """By dotted name; they win over ``like``."""
 
 
-def plan(path: Path, wanted: Wanted, as_json: bool) -> int:
-    """Shows the recommended batch and learning rate, with what they rest on."""
+def plan(path: Path, wanted: Wanted, output: Path | None, as_json: bool) -> int:
+    """Shows the recommended batch and learning rate, with what they rest on; writes them to a file for ``watch``."""
     fit, sweep = read_fit(path)
+    courses = read_courses(path)
     run = (read_settings(wanted.like) if wanted.like else {}) | dict(wanted.settings)
     result = make_plan(
         fit, wanted.tokens, wanted.batch, wanted.model, wanted.family,
         width=_or(wanted.width, run, "model.width"), depth=_or(wanted.depth, run, "model.depth"),
         parameters=wanted.parameters, max_batch=wanted.max_batch, tolerance=wanted.tolerance, stage=wanted.stage,
-        run=run, sweep=sweep,
+        run=run, sweep=sweep, courses=courses,
     )  # fmt: skip
+    if output is not None:
+        write_json(output, result.to_dict())
     if as_json:
         _show.document(result.to_dict())
         return 0
@@ -56,7 +62,21 @@ def plan(path: Path, wanted: Wanted, as_json: bool) -> int:
     if run and not sweep:
         _show.warn([f"{path} does not tell the sweep's settings, so they are not compared; fit the records again"])
     _show.warn(result.warnings)
+    if output is not None:
+        print(f"plan: {output}")
     return 0
+
+
+def read_courses(path: Path) -> list[Course]:
+    """Courses of the study's runs that ``disco fit`` kept in the file; none in one of an earlier version.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    try:
+        return [unpacked(each) for each in json.loads(path.read_bytes()).get("courses") or []]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is not what disco fit writes: courses: {error!r}") from None
 
 
 def read_fit(path: Path) -> tuple[StudyFit, dict[str, Any]]:

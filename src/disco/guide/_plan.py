@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from disco.errors import UserError
 from disco.fit import Result, StudyFit
 from disco.guide import _settings
 from disco.guide._advice import Advice, advise
+from disco.guide._bands import Band, bands
 from disco.guide._cost import Cost, Curvatures, LargestBatch, cost, curvatures, largest_batch
+from disco.guide._course import Course
 from disco.guide._estimates import STAGES, Estimate, Said, Stage, agreed, stages
 from disco.guide._growth import Mark, expected_norm, way
+from disco.guide._growth_fit import growth
+from disco.guide._growth_model import Growth
 from disco.guide._overlay import Answer, answers, disagreements
 from disco.guide._settings import Difference, Settings
 from disco.guide._target import Size, Target, choose
@@ -69,6 +74,12 @@ class Plan(Result):
     """The same of the best batch, also where another one is used."""
     advice: tuple[Advice, ...] = ()
     """Extra runs that would narrow the plan most, per token."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the study's runs, by dotted name. This and the next two are for ``disco watch``."""
+    bands: tuple[Band, ...] = ()
+    """What the study's runs show at the planned rate and batch; empty without their courses."""
+    growth: Growth | None = None
+    """How the output norm grows in the study."""
 
     @property
     def supported(self) -> bool:
@@ -91,6 +102,7 @@ def plan(
     stage: str | None = None,
     run: Settings | None = None,
     sweep: Mapping[str, Settings] | None = None,
+    courses: Sequence[Course] = (),
 ) -> Plan:
     """Recommends learning rate and batch size for ``tokens`` tokens.
 
@@ -117,6 +129,8 @@ def plan(
         stage: "two-stage", "joint" or "one-stage"; None means the one that the rolling origin chose.
         run: Settings of the run by dotted name, such as {"optimizer.momentum": 0.9}, to compare with the sweep's.
         sweep: Settings of the sweep by family, of ``sweep_settings``; None: the fit does not tell.
+        courses: Of the study's runs, to watch the run with: the growth of the norm in those of the planned family, and
+            what those of the planned model show along the way.
 
     Raises:
         UserError: tokens, a batch or another number is not positive, the batch is larger than the run, the stage is
@@ -183,7 +197,30 @@ def plan(
         lr_half=_or_none(_half(said)),
         batch_half=_or_none(_half(best)),
         advice=advise(target, curved, of_batch.value, _half(said), _half(best), given, runs_on),
+        settings=dict(own),
+        bands=_bands(target, courses, of_batch.value, of_rate.value),
+        growth=_growth(target, courses),
     )
+
+
+def _bands(target: Target, courses: Sequence[Course], batch: float, rate: float) -> tuple[Band, ...]:
+    """Of the runs of the target's model; none for a run of another width or depth."""
+    if not math.isfinite(rate) or {"width", "depth"} & set(target.given):
+        return ()
+    own = [each for each in courses if each.family == target.family]
+    alike = [each for each in own if _same(each.width, target.last.width) and _same(each.depth, target.last.depth)]
+    return bands(alike, batch, rate)
+
+
+def _growth(target: Target, courses: Sequence[Course]) -> Growth | None:
+    try:
+        return growth([each for each in courses if each.family == target.family])
+    except UserError:  # too few runs with norms
+        return None
+
+
+def _same(one: float, other: float) -> bool:
+    return one == other or (math.isnan(one) and math.isnan(other))
 
 
 def _check(tokens: int, batch: int | None, largest: int | None, others: Mapping[str, float | None]) -> None:

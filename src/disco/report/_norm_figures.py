@@ -23,6 +23,7 @@ from disco.report._style import (
     powers,
     raised,
     rounded,
+    single,
     spaced,
     titled,
     x_titles,
@@ -69,6 +70,52 @@ def norm_growth(curves: pl.DataFrame) -> go.Figure | None:
     figure.update_yaxes(range=[-0.15, 1.25])
     x_titles(figure, "output norm", len(shown))
     y_titles(figure, "slope", len(shown))
+    return figure
+
+
+PARTS = 0.25
+"""Octaves of path between the points at which runs are compared."""
+
+
+def norm_collapse(curves: pl.DataFrame) -> go.Figure | None:
+    """How far the output norm of each run is from the median run's at the same path, coloured by batch.
+
+    Args:
+        curves: Of one family and model, as ``disco.runs.table.curves`` makes it.
+    """
+    if NORM not in curves.columns or "path" not in curves.columns:
+        return None
+    data = (
+        curves.drop_nulls([NORM, "path"])
+        .filter(pl.col("path") > 0, pl.col(NORM) > 0)
+        .sort("batch", "lr", "run", "step")
+    )
+    runs = [run for run in data.partition_by("run", maintain_order=True) if len(run) > 1]
+    if len(runs) < 3:
+        return None
+    paths = [np.log2(run["path"].to_numpy()) for run in runs]
+    grid = np.arange(math.ceil(min(x[0] for x in paths) / PARTS), max(x[-1] for x in paths) / PARTS) * PARTS
+    norms = [np.log2(run[NORM].to_numpy()) for run in runs]
+    rows = [np.interp(grid, x, y, left=np.nan, right=np.nan) for x, y in zip(paths, norms, strict=True)]
+    table = np.array(rows)[:, np.isfinite(rows).sum(axis=0) >= 3]
+    grid = grid[np.isfinite(rows).sum(axis=0) >= 3]
+    if not len(grid):
+        return None
+    table -= np.nanmedian(table, axis=0)
+    batches = np.log2([run["batch"][0] for run in runs])
+    colours = Colours(batches.min(), batches.max())
+    figure = single(380)
+    for batch in np.unique(batches):
+        same = [row for row, own in zip(table, batches, strict=True) if own == batch]
+        figure.add_scatter(
+            x=chained(rounded(grid[np.isfinite(row)]) for row in same), name=f"batch {raised(batch)}", mode="lines",
+            y=chained(rounded(row[np.isfinite(row)]) for row in same), line={"color": colours.at(batch), "width": 1.2},
+            hovertemplate=f"batch {raised(batch)}<br>path 2<sup>%{{x:.1f}}</sup>: %{{y:+.2f}} octaves<extra></extra>",
+        )  # fmt: skip
+    powers(figure, x=True)
+    reach = max(0.2, 1.2 * float(np.nanquantile(np.abs(table), 0.98)))
+    figure.update_layout(xaxis_title="path length", yaxis_title="octaves from the median run")
+    figure.update_yaxes(range=[-reach, reach])
     return figure
 
 

@@ -15,7 +15,7 @@ import polars as pl
 from disco.fit import NORM
 from disco.report._fit_figures import first_hits, loss_bowls, norm_over_tokens, rate_against_batch, size_bowls
 from disco.report._layer_figures import best_ratios, parallel_coordinates
-from disco.report._norm_figures import norm_growth, norm_optima, norms_compared, recipes, variants
+from disco.report._norm_figures import norm_collapse, norm_growth, norm_optima, norms_compared, recipes, variants
 from disco.report._one_stage_figures import one_stage
 from disco.report._style import (
     ACCENT,
@@ -43,6 +43,7 @@ __all__ = [
     "loss_bowls",
     "loss_surfaces",
     "norm_against_progress",
+    "norm_collapse",
     "norm_growth",
     "norm_optima",
     "norm_over_tokens",

@@ -31,7 +31,7 @@ NOTES = 8
 
 
 @dataclass
-class _Page:
+class Page:
     """Pieces of the page in order, with a running number for figures."""
 
     parts: list[str] = field(default_factory=list)
@@ -88,7 +88,7 @@ def _document(runs: Sequence[Run], whole: StudyFit, problems: Sequence[str]) -> 
     fit = focus(whole)
     curves = through_parents(table.curves(runs), runs)
     columns = table.columns(runs)
-    page = _Page()
+    page = Page()
     chosen = plan(fit, 2 * max(cell.tokens for cell in fit.cells))
     page.add("<h1>Learning rate and batch size</h1>", f"<p>{words.scope(runs, whole)}</p>")
     page.add('<section class="answer">', *(f"<p>{text}</p>" for text in words.answer(fit, chosen)), "</section>")
@@ -108,7 +108,7 @@ def _document(runs: Sequence[Run], whole: StudyFit, problems: Sequence[str]) -> 
         own = curves.filter(pl.col("family") == family, pl.col("model") == model) if len(curves) else curves
         _study(page, fit, family, model, own, runs)
         page.add("</details>")
-    return _shell("\n".join(page.parts))
+    return shell("Disco report", page.parts)
 
 
 def _folded(title: str, sheet: Sheet) -> str:
@@ -120,7 +120,7 @@ def _name(family: str, model: str) -> str:
     return ", ".join(filter(None, (model, family)))
 
 
-def _plans(page: _Page, fit: StudyFit, chosen: Plan) -> None:
+def _plans(page: Page, fit: StudyFit, chosen: Plan) -> None:
     """The plan of the chosen study in full, and those of the others in one table."""
     page.add(f"<h2>{tables.superscript(f'The next horizon: {counted(chosen.tokens)} tokens')}</h2>")
     page.add(_table(tables.recommendation(chosen)))
@@ -138,7 +138,7 @@ def _list(notes: Sequence[str]) -> str:
     return f"<ul>{''.join(first)}</ul>{more}" if items else "<p>Nothing to warn of.</p>"
 
 
-def _across(page: _Page, fit: StudyFit, columns: Mapping[str, np.ndarray]) -> None:
+def _across(page: Page, fit: StudyFit, columns: Mapping[str, np.ndarray]) -> None:
     """Figures that compare models and families."""
     page.add("<h2>Is the optimal norm the same everywhere?</h2>")
     page.figure(
@@ -186,7 +186,7 @@ def _across(page: _Page, fit: StudyFit, columns: Mapping[str, np.ndarray]) -> No
     page.not_drawn()
 
 
-def _layers(page: _Page, columns: Mapping[str, np.ndarray], found: LayerGroups | None) -> None:
+def _layers(page: Page, columns: Mapping[str, np.ndarray], found: LayerGroups | None) -> None:
     """Layer groups, if their ratios were swept."""
     if found is None:
         page.missing.append(("Layer groups", "the runs have one set of layer-group ratios; see docs/figures.md."))
@@ -211,7 +211,7 @@ def _layers(page: _Page, columns: Mapping[str, np.ndarray], found: LayerGroups |
     return page.not_drawn()
 
 
-def _study(page: _Page, fit: StudyFit, family: str, model: str, curves: pl.DataFrame, runs: Sequence[Run]) -> None:
+def _study(page: Page, fit: StudyFit, family: str, model: str, curves: pl.DataFrame, runs: Sequence[Run]) -> None:
     """Tables and figures of one family and model."""
     path = fit.path(family, model)
     next_plan = plan(fit, 2 * fit.of(family, model)[1][-1].tokens, model=model, family=family)
@@ -227,6 +227,12 @@ def _study(page: _Page, fit: StudyFit, family: str, model: str, curves: pl.DataF
         words.progress(target),
         figures.norm_against_progress(curves, target),
         "no run has the output norm and the path length.",
+    )
+    page.figure(
+        "How far runs part at the same path",
+        words.NORM_COLLAPSE,
+        figures.norm_collapse(curves),
+        "fewer than three runs have the output norm and the path length.",
     )
     page.figure(
         "How fast the norm grows",
@@ -323,11 +329,14 @@ def _table(sheet: Sheet) -> str:
     return f"<table>{row('th', sheet.headers)}{''.join(row('td', values) for values in sheet.rows)}</table>"
 
 
-def _shell(body: str) -> str:
+def shell(title: str, parts: Sequence[str]) -> str:
+    """A page of HTML that needs no network, from its pieces."""
     files = resources.files("disco.report")
+    body = "\n".join(parts)
     style, script = ((files / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Disco report</title>'
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{html.escape(title)}</title>"
         '<meta name="viewport" content="width=device-width">\n'
         f"<style>{style}</style>\n<script>{get_plotlyjs()}</script></head>\n"
         f"<body><main>\n{body}\n</main><script>{script}</script></body></html>\n"

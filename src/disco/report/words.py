@@ -60,6 +60,10 @@ NORM_GROWTH = (
     "length; where the slope falls, updates cancel. See at which norm the curves of a batch bend down, and whether "
     "batches part there."
 )
+NORM_COLLAPSE = (
+    "If the norm is one function of the path, all runs lie near 0 whatever their batch and rate: a final norm can then "
+    "be told from the path that a schedule will walk (docs/choosing.md). Runs that leave at high rates are turbulent."
+)
 RECIPES = (
     "The same cells, three ways to say where their minimum is: the local fit that this page uses, the seven-point fit "
     "of arXiv:2510.03871 with the loss at step 0 as a fixed constant, and the lowest run itself. Where they disagree "

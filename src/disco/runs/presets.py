@@ -130,4 +130,26 @@ PRESETS: Mapping[str, Preset] = {
         },
         required=("lr", "batch", "tokens", "loss", "parameters"),
     ),
+    "torchtitan": Preset(
+        about="Metrics of torchtitan, from its log on the terminal or exported from W&B. Batches are not in them: add "
+        "--map batch=TOKENS. Norms are there only if the training loop logs them.",
+        maps={
+            "step": ("`step`", "`_step`"),
+            "tokens": ("`n_tokens_seen`",),
+            "loss": ("`loss_metrics/global_avg_loss`", "`loss`"),
+            "lr": ("`lr`", "`loss_metrics/lr`"),
+        },
+        required=("step", "loss"),
+    ),
+    "transformers": Preset(
+        about="log_history in the trainer_state.json of Hugging Face's Trainer. Batches are not in it: add "
+        "--map batch=TOKENS. Norms are there only if a callback logs them.",
+        maps={
+            "step": ("`step`",),
+            "tokens": ("`num_input_tokens_seen`",),
+            "loss": ("`loss`",),
+            "lr": ("`learning_rate`",),
+        },
+        required=("step", "loss"),
+    ),
 }  # fmt: skip

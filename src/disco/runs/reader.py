@@ -152,6 +152,34 @@ def run_folders(path: Path) -> list[Path]:
     return [file.parent for file in found]
 
 
+def read_head(folder: Path) -> Run:
+    """The record in ``folder`` without its lines: for those who read them as they are written (``metrics_line``).
+
+    Raises:
+        UserError: there is no record, or its config.json is damaged.
+    """
+    try:
+        head = _head(_document(folder / CONFIG))
+    except _DamagedError as damage:
+        raise UserError(f"{folder / CONFIG}:{damage}") from None
+    return Run(folder=folder, summary=read_summary(folder), metrics={}, **head)
+
+
+def metrics_line(text: bytes) -> dict[str, float] | None:
+    """One line of metrics; None if it is damaged or cut off."""
+    try:
+        return _line(text)
+    except _DamagedError:
+        return None
+
+
+def as_columns(lines: Mapping[float, Mapping[str, float]]) -> dict[str, Array]:
+    """Lines by step as the columns of a Run, in step order."""
+    keys = dict.fromkeys(key for line in lines.values() for key in line)
+    steps = sorted(lines)
+    return {key: np.array([lines[step].get(key, math.nan) for step in steps], dtype=np.float64) for key in keys}
+
+
 def _read(folder: Path) -> tuple[Run | None, list[str]]:
     problems: list[str] = []
     try:
@@ -260,9 +288,7 @@ def _metrics(path: Path, problems: list[str]) -> dict[str, Array]:
             lines[line[Metric.STEP]] = line
         except _DamagedError as damage:
             problems.append(f"{path}:{number}: {damage}")
-    keys = dict.fromkeys(key for line in lines.values() for key in line)
-    steps = sorted(lines)
-    return {key: np.array([lines[step].get(key, math.nan) for step in steps], dtype=np.float64) for key in keys}
+    return as_columns(lines)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -154,9 +154,20 @@ def _json_lines(path: Path) -> pl.DataFrame:
                 raise UserError(f"{path}:{number}: not JSON: {error}") from None
             if not isinstance(row, dict):
                 raise UserError(f"{path}:{number}: not a JSON object")
-            rows.append(_plain(row))
-    names = dict.fromkeys(name for row in rows for name in row)
-    return pl.DataFrame({name: _series(name, [row.get(name) for row in rows]) for name in names})
+            rows.append(row)
+    return from_rows(rows)
+
+
+def from_rows(rows: Sequence[dict[str, object]]) -> pl.DataFrame:
+    """A table from objects as of JSON; nested ones become columns "outer.inner", lists are left out."""
+    plain = [_plain(row) for row in rows]
+    names = dict.fromkeys(name for row in plain for name in row)
+    return pl.DataFrame({name: _series(name, [row.get(name) for row in plain]) for name in names})
+
+
+def from_chart(table: pl.DataFrame) -> pl.DataFrame:
+    """The export of a W&B chart as a long table with a column run; any other table as it is."""
+    return _long(table) if is_chart(table) else table
 
 
 def _plain(row: dict[str, object], prefix: str = "") -> dict[str, object]:
