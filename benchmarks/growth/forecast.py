@@ -66,20 +66,21 @@ class Alarm:
 
 
 def scores(kind: str, run: Course, fitted: Growth) -> Iterable[Score]:
-    """Of one held-out run."""
-    truth = math.log2(run.norm[-1])
+    """Of one held-out run, of the growth's layer group."""
+    layer = fitted.layer
+    truth = math.log2(run.group_norm(layer)[-1])
     for fraction in FRACTIONS:
         early = run.until(fraction * run.last)
-        found = forecast(early, run.last, fitted)
+        found = forecast(early, run.last, fitted, layer)
         yield Score(
             kind, fraction, found.log2 - truth, (found.high - found.low) / 2,
-            forecast(early, run.last).log2 - truth, _slope(early, run.last) - truth, found.source,
+            forecast(early, run.last, None, layer).log2 - truth, _slope(early, run.last, layer) - truth, found.source,
         )  # fmt: skip
 
 
-def _slope(early: Course, tokens: float) -> float:
+def _slope(early: Course, tokens: float, layer: str) -> float:
     """The plain slope carried on from the last point; in proportion to the path where there is no slope yet."""
-    x, y = np.log2(early.path[early.path > 0]), np.log2(early.norm[early.path > 0])
+    x, y = np.log2(early.path[early.path > 0]), np.log2(early.group_norm(layer)[early.path > 0])
     near = x >= x[-1] - 2
     slope = float(np.polyfit(x[near], y[near], 1)[0]) if near.sum() > 1 else 1.0
     return float(y[-1]) + slope * math.log2(early.path_at(tokens) / early.path[-1])
@@ -113,6 +114,13 @@ def main(folder: Path) -> None:
     study = fit_table({name: values[within] for name, values in rows.items()}, bootstraps=BOOTSTRAPS)
     testing = [run for run in testing if run.id in whole]
     found = [score for run in testing for score in scores(kinds[run.id], whole[run.id], fitted)]
+    groups: list[str] = []
+    for layer in ("hidden", "input"):
+        of_layer = growth([whole[run.id] for run in fitting if run.id in whole], layer)
+        tests = [run for run in testing if kinds[run.id] in GOAL]
+        other = [score for run in tests for score in scores(kinds[run.id], whole[run.id], of_layer)]
+        groups += ["", f"The {layer} layers' own norm, largest of the group, runs of the goal's kinds:", ""]
+        groups += table(other)[: 2 + len(FRACTIONS)]
     told = [
         alarm for run in testing if kinds[run.id] in GOAL
         for alarm in alarms(whole[run.id], fitted, plan(study, horizons[run.id], run.config["batch"]))
@@ -130,7 +138,7 @@ def main(folder: Path) -> None:
         f"(median, from 5%), their own courses {fitted.own_scatter:.3f}."
     )
     title = "# Forecasts of the final output norm of held-out runs"
-    text = "\n".join([title, "", about, "", *table(found), "", *alarm_table(told), "", below, ""])
+    text = "\n".join([title, "", about, "", *table(found), "", *alarm_table(told), *groups, "", below, ""])
     RESULTS.write_text(text, encoding="utf-8")
     print(text)
 
