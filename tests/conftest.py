@@ -13,7 +13,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run the full form of the acceptance checks too")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:  # a file's tests share fixtures, and the distributed ones a pool: they stay in one process
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group("distributed" if folder == "distributed" else str(item.path)))
     if not config.getoption("--full"):
         for item in items:
             if "full" in item.keywords:
