@@ -23,19 +23,31 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         UserError: it cannot be written; a NoSpaceError if the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explained(path):
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Around the writing of ``path``.
+
+    Raises:
+        UserError: it cannot be written; a NoSpaceError if the disk is full.
+    """
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        cause: BaseException | None = error
-        if isinstance(error, RuntimeError):  # of torch.save, after the cause
-            cause = error.__context__
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save raises another, after its cause
         if isinstance(cause, OSError):
             raise unwritable(path, cause) from error
         raise

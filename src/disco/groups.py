@@ -261,7 +261,7 @@ def _fused(decision: Decision, module: nn.Module) -> Decision:
 
 def _output_weight(model: nn.Module) -> tuple[Tensor | None, str]:
     """Weight of the layer to the vocabulary, and how it was found."""
-    if any(getattr(model, name, model) is None for name in OUTPUT_NAMES):
+    if any(model._modules.get(name, model) is None for name in OUTPUT_NAMES):
         return None, ""  # a stage of a pipeline, whose head is elsewhere
     get = getattr(model, "get_output_embeddings", None)
     found = get() if callable(get) else None

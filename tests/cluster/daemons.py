@@ -26,16 +26,15 @@ CONF = """
 ClusterName=disco
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
-SlurmdPort={node}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 SlurmUser={user}
 SlurmdUser={user}
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -48,7 +47,6 @@ ReturnToService=2
 JobRequeue=1
 KillWait=10
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=1
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=4000
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
 """
 
@@ -110,15 +108,17 @@ class _Daemons:
 
 
 class Slurm(_Daemons):
-    """munged, slurmctld and slurmd with one node of one core, so that one of two jobs has to wait.
+    """munged, slurmctld and slurmd, by default with one node of one core, so that one of two jobs has to wait.
 
     Args:
         settings: more lines of slurm.conf.
+        cpus: cores of a node, whatever the machine has.
+        nodes: up to 2, all of them this machine.
     """
 
-    def __init__(self, *settings: str) -> None:
+    def __init__(self, *settings: str, cpus: int = 1, nodes: int = 1) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.cpus, self.nodes = settings, cpus, nodes
 
     def _start(self) -> None:
         if not shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin"):
@@ -127,23 +127,26 @@ class Slurm(_Daemons):
         if importlib.util.find_spec("submitit") is None:
             _pip("submitit")
         folder, self.host = self.folder, socket.gethostname().split(".")[0]
-        for name in ("state", "spool"):
+        names = (self.host, "localhost")[: self.nodes]  # both can be resolved
+        for name in ("state", *(f"spool-{name}" for name in names)):
             (folder / name).mkdir()
         key = folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        settings = {"host": self.host, "user": getpass.getuser(), "folder": folder, "cpus": 1}
-        conf = CONF.format(controller=_port(), node=_port(), **settings)
-        (folder / "slurm.conf").write_text("\n".join((conf, *self.settings, "")))
+        conf = CONF.format(host=self.host, user=getpass.getuser(), folder=folder, controller=_port())
+        place = f"NodeHostname={self.host} NodeAddr=127.0.0.1 CPUs={self.cpus} RealMemory=4000"
+        nodes = [f"NodeName={name} Port={_port()} {place}" for name in names]
+        (folder / "slurm.conf").write_text("\n".join((*nodes, conf, *self.settings, "")))
         self.environment |= {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
         files = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munged.pid", "seed-file": "munge.seed"}
         options = [f"--{option}={folder / file}" for option, file in files.items()]
         self._daemon("munged", "--foreground", *options, f"--log-file={folder / 'munge.log'}")
         self._until((folder / "munge.socket").exists, "munged")
         self._daemon("slurmctld", "-D")
-        self._daemon("slurmd", "-D")
+        for name in names:
+            self._daemon("slurmd", "-D", "-N", name, name=f"slurmd-{name}")
         self._stack.callback(self._clear)
-        self._until(lambda: self.ask("sinfo", "-h", "-o", "%T") == "idle", "Slurm")
+        self._until(lambda: self.ask("sinfo", "-h", "-o", "%T %D") == f"idle {self.nodes}", "Slurm")
 
     def _clear(self) -> None:
         """Ends all jobs, whose processes would otherwise outlive the daemons."""
@@ -159,7 +162,11 @@ class Slurm(_Daemons):
 
 
 class Ray(_Daemons):
-    """A head and a second node of one core each, with the job server that comes with ray[default]."""
+    """A head and a second node, by default of one core each, with the job server that comes with ray[default]."""
+
+    def __init__(self, cpus: int = 1) -> None:
+        super().__init__()
+        self.cpus = cpus
 
     def _start(self) -> None:
         if importlib.util.find_spec("ray") is None:
@@ -168,7 +175,12 @@ class Ray(_Daemons):
         port, dashboard = _port(), _port()
         self.address = f"http://127.0.0.1:{dashboard}"
         self.environment |= {"RAY_USAGE_STATS_ENABLED": "0"}
-        common = ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--object-store-memory=100000000", "--block"]
+        common = [
+            "--node-ip-address=127.0.0.1",
+            f"--num-cpus={self.cpus}",
+            "--object-store-memory=100000000",
+            "--block",
+        ]
         head = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
         own = [f"--ray-client-server-port={_port()}", f"--temp-dir={self.folder}/ray"]
         agent = f"--dashboard-agent-listen-port={_port()}"

@@ -1,9 +1,13 @@
 """The worlds of gloo workers that the distributed tests share."""
 
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from pool import World
+
+sys.path.append(str(Path(__file__).parents[1] / "e2e"))  # small_disk.py
 
 
 @pytest.fixture(scope="session")

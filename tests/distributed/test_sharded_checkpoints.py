@@ -1,16 +1,18 @@
 """Checkpoints of many ranks: written while the tensors go on changing, whole or not there, never half."""
 
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from meshes import mesh_of
+from small_disk import small_disk
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from disco.distributed import checkpoint
-from disco.errors import UserError
+from disco.errors import NoSpaceError, UserError
 
 SHAPES = {"rows": (10, 4), "columns": (3, 8), "few": (1, 5), "plain": (6,), "number": ()}
 
@@ -100,6 +102,28 @@ def test_what_cannot_be_written_is_said_on_every_rank(world, tmp_path):
         assert "\n" not in message
 
 
+def too_large(rank: int, size: int, path: str, shape: int) -> str:
+    saver, tensor = checkpoint.Saver(), distribute_tensor(torch.ones(shape), mesh_of(size), [Shard(0)])
+    saver.save(Path(path), {"x": tensor}, None, lambda: None)
+    with pytest.raises(NoSpaceError) as caught:
+        saver.settle()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [2**18, 2**16, 1], ids=["in torch.save", "after it", "at once"])
+def test_a_full_disk_is_said_as_such_on_every_rank(world, tmp_path, shape):
+    with small_disk(tmp_path / "disk", 128) as disk:
+        path = disk.path / "a.dcp"
+        ((before, _), _) = world(2).run(saved, str(path))
+        if shape == 1:
+            disk.fill()
+        for message in world(2).run(too_large, str(path), shape):
+            assert message.startswith(f"cannot write {path}")
+            assert message.endswith(": No space left on device; make room, then give the same command again")
+        for found in world(2).run(loaded, str(path)):
+            assert found == before
+
+
 def interrupted(rank: int, size: int, path: str) -> str:
     def stop(*_: Any) -> None:
         raise OSError("killed")
@@ -118,6 +142,20 @@ def test_until_the_end_there_is_the_one_before(world, tmp_path):
     assert {item.name for item in tmp_path.iterdir()} == {"a.dcp", ".a.dcp.tmp"}
     for found in world(4).run(loaded, str(path)):
         assert found == before
+
+
+def test_a_rank_that_died_meanwhile_is_one_line(tmp_path):
+    saver = checkpoint.Saver.__new__(checkpoint.Saver)
+    future: Future[Any] = Future()
+    future.set_exception(RuntimeError("[gloo/transport] Connection closed by peer\nand more"))
+    saver._running = tmp_path / "a.dcp", future
+    with pytest.raises(UserError) as caught:
+        saver.settle()
+    assert str(caught.value) == (
+        f"the checkpoint {tmp_path / 'a.dcp'} is not complete: another process has died or is late ([gloo/transport] "
+        "Connection closed by peer); start all of them again, and they go on from the one before"
+    )
+    saver.settle()
 
 
 def unlike(rank: int, size: int, path: str) -> str:

@@ -24,7 +24,7 @@ from disco.train.cohort import Program, build_optimizer
 from disco.train.config import DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig, from_dict, to_dict
 from disco.train.data import prepare
 from disco.train.loop import train
-from disco.train.team import Team
+from disco.train.team import Team, TrainingStoppedError
 
 BATCH = 256
 
@@ -414,6 +414,61 @@ def test_all_ranks_agree_that_a_run_diverged(world, runs, tmp_path):
     share(runs, tmp_path)
     assert world(2).run(diverging, to_dict(chosen), str(tmp_path)) == ["diverged", "diverged"]
     assert json.loads((tmp_path / chosen.id / SUMMARY).read_text())["outcome"] == "diverged"
+
+
+def test_more_processes_than_held_out_sequences(world, runs, tmp_path):
+    chosen = config(runs, 2, data=DataConfig(valid_tokens=32))
+    share(runs, tmp_path)
+    many = laid_out(chosen, **LAYOUTS["fsdp-2"])
+    on_many(world, many, tmp_path)
+    assert_alike(lines(tmp_path, many), alone(runs, chosen, 0))
+
+
+def stopped_by_one(rank: int, size: int, content: dict[str, Any], folder: str) -> str:
+    chosen = from_dict(TrainConfig, content)
+
+    def progress(step: int, tokens: int) -> None:
+        if (step, rank) == (3, 1):
+            raise BrokenPipeError
+
+    with pytest.raises((BrokenPipeError, TrainingStoppedError)) as caught:
+        train(chosen, Path(folder), progress, team_of(chosen))
+    return caught.type.__name__
+
+
+def test_what_stops_one_process_stops_all_and_is_saved(world, runs, tmp_path):
+    chosen = laid_out(config(runs, 12), shard=2)
+    share(runs, tmp_path)
+    assert world(2).run(stopped_by_one, to_dict(chosen), str(tmp_path)) == ["TrainingStoppedError", "BrokenPipeError"]
+    header = checkpoint.read_header(checkpoint.sharded(tmp_path / chosen.id / CHECKPOINTS)[0])
+    assert header is not None
+    assert header["state"]["step"] == 3
+
+
+def on_meta(rank: int, size: int, content: dict[str, Any]) -> list[str]:
+    """Devices of all that was made of a model before it was cut."""
+    from disco.train import launch
+
+    chosen, seen = from_dict(TrainConfig, content), []
+    spread = launch.spread
+
+    def watched(model: Any, *args: Any) -> Any:
+        seen.extend(tensor.device.type for tensor in (*model.parameters(), *model.buffers()))
+        return spread(model, *args)
+
+    launch.spread = watched
+    try:
+        program = team_of(chosen).program([chosen], False)
+    finally:
+        launch.spread = spread
+    assert not any(tensor.is_meta for tensor in (*program.model.parameters(), *program.model.buffers()))
+    return sorted(set(seen))
+
+
+def test_a_model_that_is_cut_is_never_whole_on_the_device(world, runs):
+    chosen = config(runs, 2)
+    assert world(2).run(on_meta, to_dict(laid_out(chosen, shard=2))) == [["meta"], ["meta"]]
+    assert world(2).run(on_meta, to_dict(laid_out(chosen, replicate=2))) == [["cpu"], ["cpu"]]
 
 
 def test_another_number_of_processes_is_refused(runs, tmp_path):

@@ -104,6 +104,7 @@ def test_training(
     assert records(out) == undisturbed
 
 
+@pytest.mark.full
 def test_a_sweep(tmp_path: Path, disk: SmallDisk, capsys: pytest.CaptureFixture[str]) -> None:
     study = write_study(tmp_path / "study.toml", AXES, horizon=2**15, checkpoint_seconds=0.02)
     out = disk.path / "runs"

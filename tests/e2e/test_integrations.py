@@ -136,6 +136,31 @@ def test_the_plain_loop_learns_and_leaves_a_record(tmp_path: Path, capsys: pytes
     assert shown["config"]["optimizer"]["ratios"]["hidden"] == 1 / 8
 
 
+def test_what_hugging_face_cannot_tell(tmp_path: Path) -> None:
+    """Tokens of a step of fewer sequences than processes, and one of several held-out sets."""
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from disco.integrations import TransformersCallback
+
+    args = TrainingArguments(tmp_path / "out", max_steps=4, per_device_train_batch_size=2, use_cpu=True)
+    model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 8))
+    given = {"model": model, "optimizer": Disco(param_groups(model))}
+    state, control = TrainerState(max_steps=4), TrainerControl()
+    told_all: dict[str, Any] = {"batch": 48, "valid": "eval_books_loss"}
+    for name, settings, batch in (("told", told_all, 48), ("read off", dict[str, Any](), 32)):
+        told = TransformersCallback(tmp_path / name, 16, **settings)
+        callback = TransformersCallback.from_state(told.state())
+        callback.on_train_begin(args, state, control, **given)
+        for metrics in ({"eval_web_loss": 1.0}, {"eval_books_loss": 2.0}, {"eval_loss": 3.0}):
+            callback.on_evaluate(args, state, control, metrics)
+        callback.on_train_end(args, TrainerState(max_steps=4, global_step=4), control)
+        run = read_run(tmp_path / name)
+        assert (run.config["batch"], run.config["horizon"]) == (batch, 4 * batch)
+        assert run.column("loss/valid").tolist() == [2.0 if name == "told" else 3.0]
+        with pytest.raises(UserError, match="holds a run that has ended"):
+            TransformersCallback(tmp_path / name, 16, **settings).on_train_begin(args, state, control, **given)
+
+
 class KilledError(Exception):
     pass
 
@@ -181,6 +206,7 @@ def test_llama_trains_with_the_trainer_of_hugging_face(tmp_path: Path) -> None:
     assert run.config["model"]["name"] == "llama-d32-L2"
 
 
+@pytest.mark.full
 def test_tied_gpt2_trains_with_the_trainer_of_hugging_face(tmp_path: Path) -> None:
     run, matrices = hugging_face(tmp_path, "gpt2", ["--steps", "24", "--width", "32"], killed_at=17)
     assert matrices == 2 + 2 * 4
@@ -200,6 +226,7 @@ def test_a_few_million_parameters_with_the_trainer_of_hugging_face(tmp_path: Pat
     assert valid[np.isfinite(valid)][-1] < loss  # ln 256 = 5.55 at the start
 
 
+@pytest.mark.full
 def test_a_checkpoint_without_the_record_is_refused(tmp_path: Path) -> None:
     from disco.integrations import TransformersCallback
 
@@ -240,6 +267,12 @@ def test_a_lightning_module_trains(tmp_path: Path) -> None:
     valid = run.column("loss/valid")
     assert np.isfinite(valid).sum() == 3  # after each epoch
     assert valid[-1] < 3.0
+    trainer.save_checkpoint(tmp_path / "whole" / "later.ckpt")  # the training has ended
+    longer, other, _ = bytes_.trainer_of(["--out", str(tmp_path / "whole"), "--epochs", "4"])
+    longer.fit(other, *bytes_.loaders(), ckpt_path=tmp_path / "whole" / "later.ckpt")
+    longer_run = read_run(tmp_path / "whole" / "bytes-0.0625")
+    assert longer_run.column("step").tolist() == list(range(16, 257, 16))
+    assert longer_run.column("loss/valid")[: len(valid)].tolist() == pytest.approx(valid.tolist(), nan_ok=True)
 
 
 @pytest.fixture(scope="session")
@@ -301,6 +334,7 @@ def debug_model(titan: Path, folder: Path, case: str, layers: int) -> None:
             assert measured == pytest.approx(exact(name, weights[name], group, layout), rel=2 * TOLERANCE)
 
 
+@pytest.mark.full
 def test_two_layers_of_torchtitans_debug_model_train(titan: Path, tmp_path: Path) -> None:
     debug_model(titan, tmp_path, "two layers", 2)
 

@@ -58,15 +58,15 @@ def last_step(out: Path) -> int:
     return int(found[0][-1]["step"]) if found and found[0] else -1
 
 
-def stop(command: list[str], when: Callable[[], bool]) -> tuple[int, str]:
-    """Sends SIGTERM once ``when`` says so; exit code and stderr."""
+def stop(command: list[str], when: Callable[[], bool], number: int = signal.SIGTERM) -> tuple[int, str]:
+    """Sends a signal once ``when`` says so; exit code and stderr."""
     process = start(command)
     deadline = time.monotonic() + 300
     while not when():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=300)
     return process.returncode, errors
 
@@ -176,11 +176,13 @@ def test_plain_train_saves_when_told_to_stop(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_torchrun_stopped_and_started_again_leaves_the_same_record(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_torchrun_stopped_and_started_again_leaves_the_same_record(tmp_path: Path, number: signal.Signals) -> None:
     for name, interrupted in (("cut", True), ("whole", False)):
         command = torchrun(2, "-m", "disco", *arguments(tmp_path / name, 2))
         if interrupted:
-            stop(command, lambda: last_step(tmp_path / "cut") >= 16)
+            _, errors = stop(command, lambda: last_step(tmp_path / "cut") >= 16, number)
+            assert errors.count(f"disco: stopped by {number.name} at ") == 1, errors
         process = start(command)
         printed, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors

@@ -38,13 +38,19 @@ def in_tensorboard(folder: Path) -> Points:
     return sorted(found.items())
 
 
-def in_wandb(folder: Path) -> Points:
-    """By the reader that comes with W&B, over all its files of the run."""
+def in_wandb(folder: Path, project: str = "disco", files: Path | None = None) -> Points:
+    """By the reader that comes with W&B, over all its files of the run, which are beside it or in ``files``."""
     found: Points = []
-    for file in sorted(folder.parent.glob(f"wandb/offline-run-*/run-{folder.name}.wandb")):
+    name = f"run-{folder.parent.name}.{folder.name}.wandb"
+    for file in sorted((files or folder.parent).glob(f"wandb/offline-run-*/{name}")):
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        for item in map(json.loads, printed.splitlines()):
+        items = list(map(json.loads, printed.splitlines()))
+        for run in (item["run"] for item in items if item["type"] == "run"):  # none if it was killed before
+            assert (run["display_name"], run["run_group"]) == (folder.name, folder.parent.name)
+            if run["project"] != project:
+                items = []
+        for item in items:
             if item["type"] == "history":
                 values = {k: v for k, v in item["history"]["item"].items() if not k.startswith("_")}
                 assert item["history"]["item"]["_step"] == item["history"]["step"]["num"]
@@ -56,5 +62,8 @@ def in_trackio(folder: Path, project: str = "disco") -> Points:
     """From its database, which is in the folder "trackio" beside that of the runs."""
     database = folder.parents[1] / "trackio" / f"{project}.db"
     with sqlite3.connect(database) as connection:
-        rows = connection.execute("select step, metrics from metrics where run_name = ? order by step", [folder.name])
+        which = [folder.name, f"{folder.parent.name}.{folder.name}"]
+        rows = connection.execute(
+            "select step, metrics from metrics where run_name = ? and run_id = ? order by step", which
+        )
         return [(step, json.loads(metrics)) for step, metrics in rows]

@@ -298,3 +298,33 @@ def test_one_seed_reads_its_blocks_once(text: str, tmp_path: Path, monkeypatch: 
     train_cohort(members(base(text, tmp_path, 6), "scion", 4), tmp_path / "two")  # the fourth has another seed
     assert asked[6:] == [step for step in range(6) for _ in range(2)]
     assert math.isfinite(read_run(tmp_path / "two" / members(base(text, tmp_path, 6), "scion", 4)[3].id).tokens)
+
+
+def test_runs_leave_a_cohort_whose_weights_are_on_another_device(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where settings in which the runs differ stay on the CPU."""
+    monkeypatch.setattr("disco.train.trainer.device_of", lambda config: torch.device("meta"))
+    program = Program(members(base(text, tmp_path, 1), "muon", 3))
+    wanted = [program.rates(2), program.rates(0)]
+    program.keep([2, 0])
+    assert [program.rates(run) for run in (0, 1)] == wanted
+    assert {param.shape[0] for param in program.model.parameters()} == {2}
+
+
+def test_a_first_held_out_loss_that_is_not_finite_ends_its_own_run_only(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = members(base(text, tmp_path, 2), "scion", 2)
+    valid_losses = Program.valid_losses
+
+    def bad(self: Program, *args: Any) -> list[float]:
+        losses = valid_losses(self, *args)
+        return [math.nan, losses[1]] if len(losses) == 2 else losses
+
+    monkeypatch.setattr(Program, "valid_losses", bad)
+    outcomes = train_cohort(configs, tmp_path)
+    assert outcomes == {configs[0].id: Outcome.DIVERGED, configs[1].id: Outcome.FINISHED}
+    summary = read_run(tmp_path / configs[0].id).summary
+    assert summary is not None
+    assert (summary["step"], summary["reason"]) == (0, "held-out loss nan at step 0")

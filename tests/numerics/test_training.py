@@ -18,6 +18,7 @@ from disco.norms import OneToRms, RmsToInf, RmsToRms
 from disco.runs.horizons import window
 from disco.runs.reader import Run, read_run
 from disco.runs.schema import Outcome, deterministic
+from disco.train import checkpoint
 from disco.train.calibrate import tokens_per_second
 from disco.train.cohort import build_optimizer
 from disco.train.config import GROUPS, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
@@ -249,6 +250,32 @@ def test_a_branch_from_the_end_of_its_parent_needs_no_kept_checkpoint(text: str,
     steps: list[int] = []
     assert train(branch, tmp_path, lambda step, tokens: steps.append(step)) == Outcome.FINISHED
     assert steps == list(range(49, 65))
+
+
+def test_a_stop_right_after_a_checkpoint_makes_no_second_one(text: str, tmp_path: Path) -> None:
+    prepared = small(text, horizon=4 * 32, checkpoint_seconds=1e-9)
+    prepared = replace(prepared, data=prepare(prepared.data, tmp_path / "data"))
+
+    def stop(step: int, tokens: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(prepared, tmp_path, stop)
+    folder = tmp_path / prepared.id / "checkpoints"
+    headers = [checkpoint.read_header(folder / name) for name in (checkpoint.PREVIOUS, checkpoint.LATEST)]
+    assert [header and header["state"]["step"] for header in headers] == [2, 3]
+
+
+def test_a_damaged_checkpoint_of_a_parent_is_said_as_such(text: str, tmp_path: Path) -> None:
+    _, _, parent = run(tmp_path, small(text, horizon=48 * 32))
+    latest = tmp_path / parent.id / "checkpoints" / "latest.pt"
+    latest.write_bytes(b"?")
+    branch = replace(parent, horizon=64 * 32, schedule=ScheduleConfig(decay=0.25), parent=parent.id)
+    with pytest.raises(UserError, match=r"latest\.pt is damaged \(BadZipFile\); it is where run \w+ starts: delete it"):
+        train(branch, tmp_path)
+    latest.unlink()
+    assert train(branch, tmp_path) == Outcome.FINISHED
 
 
 def test_the_source_may_be_gone_once_the_tokens_are_cached(text: str, tmp_path: Path) -> None:

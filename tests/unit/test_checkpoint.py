@@ -82,6 +82,15 @@ def test_unfinished_files_and_folders_are_removed(tmp_path: Path) -> None:
     assert names(tmp_path / "checkpoints") == {"latest-4.dcp"}
 
 
+def test_a_folder_whose_replacement_was_killed_comes_back(tmp_path: Path) -> None:
+    for name in (".latest-5.dcp.old.tmp", ".latest-5.dcp.tmp", ".7.dcp.old.tmp", "7.dcp"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "index.json").write_text(name)
+    checkpoint.clean(tmp_path)
+    found = {path.parent.name: path.read_text() for path in tmp_path.rglob("index.json")}
+    assert found == {"latest-5.dcp": ".latest-5.dcp.old.tmp", "7.dcp": "7.dcp"}
+
+
 def test_a_tensor_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"a tensor of shape \(3,\) for one of \(2,\)"):
         checkpoint.fill(torch.zeros(2), torch.zeros(3))

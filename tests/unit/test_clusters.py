@@ -15,7 +15,7 @@ from disco.runs.lock import LOCK, locked
 from disco.sweep.clusters import RayConfig, SlurmConfig, read_cluster
 from disco.sweep.engines._queue import JobState, Phase, QueueError
 from disco.sweep.engines.ray import RayQueue
-from disco.sweep.engines.slurm import SlurmQueue, _own_id
+from disco.sweep.engines.slurm import SlurmQueue, _own_id, _rendezvous
 from disco.sweep.record import Queued, write_plan, write_queued
 from disco.sweep.study import Study
 from disco.train.config import ConfigError, DataConfig, ModelConfig, TrainConfig
@@ -37,6 +37,9 @@ def test_settings_are_checked() -> None:
         ("slurm", {"options": ["--exclusive"]}, "slurm.options are without dashes"),
         ("slurm", {"partition": 3}, "slurm.partition must be str, got 3"),
         ("ray", {"jobs": 0}, "ray.jobs must be 1 or more, got 0"),
+        ("ray", {"processes": 0}, "ray.processes must be 1 or more, got 0"),
+        ("slurm", {"nodes": 0}, "slurm.nodes must be 1 or more, got 0"),
+        ("ray", {"nodes": 2}, "unknown key 'ray.nodes'"),
         ("ray", {"memory": 0}, "ray.memory is a number of GiB, got 0"),
         ("ray", 3, "ray must be a table, got 3"),
     ):
@@ -50,6 +53,21 @@ def test_a_study_file_is_checked_for_all_engines(tmp_path: Path, capsys: pytest.
     study.write_text('[base]\nhorizon = 65536\nmodel = { context = 64 }\nbatch = 64\n[slurm]\nacount = "a"\n')
     assert main(["sweep", "run", str(study), "--dry-run"]) == 2
     assert f"{study}: unknown key 'slurm.acount'; did you mean 'account'?" in capsys.readouterr().err
+
+
+def test_sizes_that_do_not_fit_a_job_are_said_before_anything_is_submitted(
+    commands: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, out = tmp_path / "study.toml", tmp_path / "out"
+    base = "[base]\nhorizon = 8192\nbatch = 256\nmodel = { context = 64 }\nparallel = { shard = 2 }\n"
+    study.write_text(f"{base}[slurm]\nprocesses = 2\nnodes = 2\n")
+    assert main(["sweep", "run", str(study), "--out", str(out), "--engine", "slurm"]) == 2
+    assert capsys.readouterr().err == (
+        f"disco: error: {study}: parallel.replicate x shard x tensor is 1 x 2 x 1 = 2, but slurm.nodes x "
+        "slurm.processes is 2 x 2 = 4; make them the same\n"
+    )
+    assert not out.exists()
+    assert not (commands / "called").exists()
 
 
 @pytest.fixture
@@ -91,6 +109,33 @@ def test_sbatch_gets_every_setting(commands: Path, tmp_path: Path) -> None:
     setup = script.partition("# setup\n")[2].splitlines()
     assert setup[0] == "module load gcc"
     assert "export OMP_NUM_THREADS=2" in setup
+
+
+def test_jobs_of_several_nodes_and_processes(commands: Path, tmp_path: Path) -> None:
+    config = SlurmConfig(nodes=3, processes=4, cpus=2, gpus=4)
+    assert config.world == 12
+    SlurmQueue(config).submit("disco-1", [tmp_path / "disco-1.0.json"])
+    script = (tmp_path / "7_submission.sh").read_text()
+    for line in ("--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=8", "--gpus-per-node=4"):
+        assert f"#SBATCH {line}\n" in script
+    assert "export OMP_NUM_THREADS=2\n" in script
+    (launchers,) = (line for line in script.splitlines() if line.startswith("srun "))
+    assert " --cpus-per-task=8 " in launchers
+
+
+def test_nodes_of_a_job_meet_at_the_first(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command(commands, "scontrol", "echo gpu7; echo gpu9")
+    settings = {"JOB_NUM_NODES": "1", "NODEID": "0", "JOB_NODELIST": "gpu[7,9]", "JOB_ID": "1234567"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    assert _rendezvous(0) == ("--standalone",)
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    both = ["--nnodes=2", "--node-rank=1", "--master-addr=gpu7", "--master-port=24567"]
+    assert list(_rendezvous(1)) == both
+    assert called(commands)[-1] == ["scontrol", "show", "hostnames", "gpu[7,9]"]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")  # the port may have been taken
+    assert list(_rendezvous(0)) == [*both[:1], "--node-rank=0", "--master-addr=gpu7", "--master-port=24769"]
 
 
 def test_what_sbatch_says_is_the_reason(commands: Path, tmp_path: Path) -> None:
@@ -183,11 +228,11 @@ def _ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_ray")
 def test_ray() -> None:
-    queue = RayQueue(RayConfig(cpus=2, memory=1, address="http://here:1"))
+    queue = RayQueue(RayConfig(processes=3, cpus=2, memory=1, address="http://here:1"))
     client: Client = queue._client  # type: ignore[assignment]
     queue.submit("disco-1", [Path("/o/disco-1.0.json"), Path("/o/disco-1.1.json")])
     assert client.asked[0]["entrypoint"].endswith("-m disco.sweep.engines.task /o/disco-1.0.json")
-    assert (client.asked[0]["entrypoint_num_cpus"], client.asked[0]["entrypoint_memory"]) == (2, 2**30)
+    assert (client.asked[0]["entrypoint_num_cpus"], client.asked[0]["entrypoint_memory"]) == (6, 2**30)
     assert client.asked[0]["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "2"
     pending = JobState(id="disco-1.0", phase=Phase.QUEUED, word="PENDING", reason="Waits")
     assert queue.states(["disco-1.0", "disco-9.0"]) == {"disco-1.0": pending}

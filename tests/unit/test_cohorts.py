@@ -11,7 +11,7 @@ from disco.sweep import cohorts
 from disco.sweep.cohorts import Cohort, bytes_needed, group, largest, work
 from disco.sweep.forecast import OVERHEAD, START_SECONDS, forecast, last_end
 from disco.sweep.record import COHORTS, read_cohorts, write_cohorts
-from disco.train.config import TrainConfig
+from disco.train.config import ParallelConfig, TrainConfig
 
 PLENTY = 2**36
 
@@ -89,6 +89,22 @@ def test_long_cohorts_are_compiled_where_there_is_a_compiler(monkeypatch: pytest
     assert not any(cohort.compiled for cohort in group(scan(4), at_start, (), workers=1, memory=PLENTY))
     monkeypatch.setattr(cohorts.shutil, "which", lambda name: None)
     assert not any(cohort.compiled for cohort in group(long, at_start, (), workers=1, memory=PLENTY))
+
+
+def test_a_run_on_several_processes_trains_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cohorts.shutil, "which", lambda name: "/usr/bin/g++")
+    runs = scan(4, horizon=2**13)
+    many = [replace(run, parallel=ParallelConfig(shard=2)) for run in runs]
+    tensor = [replace(run, parallel=ParallelConfig(tensor=2)) for run in runs]
+    begun = [Cohort(tuple(many[:3]), compiled=True)]  # together, as a local engine left them
+    found = group(many, at_start, begun, workers=1, memory=PLENTY)
+    assert [(len(cohort.runs), cohort.compiled) for cohort in found] == [(1, True)] * 3 + [(1, False)]
+    assert {cohort.runs[0].id for cohort in found} == {run.id for run in runs}
+    assert group(runs, at_start, [Cohort(tuple(runs[:3]))], workers=1, memory=PLENTY)[0].runs == tuple(runs[:3])
+    begun = [Cohort(tuple(tensor[:2]), compiled=True)]
+    monkeypatch.setattr(cohorts, "COMPILED_WORK", 1.0)
+    found = group(tensor, at_start, begun, workers=1, memory=PLENTY)
+    assert [(len(cohort.runs), cohort.compiled) for cohort in found] == [(1, False)] * 4, "compile excludes tensor"
 
 
 def test_a_forecast_adds_up(tmp_path: Path) -> None:

@@ -257,3 +257,9 @@ def test_a_stage_of_a_pipeline_has_no_output_layer() -> None:
     assert decided(param_groups(stage))["lm_head.weight"][0] == "output"
     stage.lm_head = None
     assert decided(param_groups(stage))["up.weight"][0] == "hidden"
+
+
+def test_an_attribute_that_is_no_module_takes_no_output_layer_away() -> None:
+    model = nn.Sequential(nn.Embedding(11, 4), nn.Linear(4, 11))
+    model.output, model.head = None, None  # what a forward pass keeps, say
+    assert decided(param_groups(model))["1.weight"][0] == "output"

@@ -5,9 +5,12 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +20,7 @@ from disco import Scion, param_groups
 from disco.errors import UserError
 from disco.integrations import Recorder
 from disco.integrations.record import norm_optimizer
+from disco.runs.imported import horizons
 from disco.runs.reader import Run, read_run
 from disco.runs.schema import Outcome, deterministic
 
@@ -165,6 +169,77 @@ def test_where_a_fit_looks() -> None:
 
     assert _points(128, 32) == {0, 6, 7, 8, 14, 15, 16, 30, 31, 32, 62, 63, 64, 124, 126, 128}
     assert max(_points(100, 32)) == 100
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.2])
+def test_where_a_fit_looks_at_a_run_that_decays(tmp_path: Path, decay: float) -> None:
+    """``horizons`` says which results it has."""
+    recorder = Recorder(tmp_path / "run", optimizer_of(), batch=32, horizon=2**12, schedule={"decay": decay})
+    for step in filter(recorder.due, range(2**12 // 32 + 1)):
+        recorder.record(step, valid=1.0)
+    recorder.finish()
+    run = read_run(tmp_path / "run")
+    assert horizons(run) == ([2**12] if decay else [2**power for power in range(8, 13)])
+    assert len(run.column("step")) == (4 if decay else 16)
+
+
+def test_another_version_of_the_trainer_goes_on(tmp_path: Path) -> None:
+    recorder_of(tmp_path / "run", optimizer_of(), trainer="lightning 2.6").close()
+    recorder_of(tmp_path / "run", optimizer_of(), trainer="lightning 2.7").close()
+    assert read_run(tmp_path / "run").config["imported"]["trainer"] == "lightning 2.7"
+
+
+def test_tensors_are_taken_as_numbers_and_others_refused_at_once(tmp_path: Path) -> None:
+    recorder = recorder_of(tmp_path / "run", optimizer_of())
+    loss = torch.tensor(2.5, requires_grad=True)
+    recorder.record(1, tokens=torch.tensor(64), loss=loss, valid=np.float32(0.5), more=torch.tensor([3]))
+    with pytest.raises((TypeError, ValueError, RuntimeError)):
+        recorder.record(2, loss=torch.ones(2))
+    json.dumps(recorder.state_dict())
+    recorder.finish()
+    (line,) = lines(read_run(tmp_path / "run"))
+    assert {key: line[key] for key in ("step", "tokens", "loss/train", "loss/valid", "more")} == {
+        "step": 1, "tokens": 64, "loss/train": 2.5, "loss/valid": 0.5, "more": 3
+    }  # fmt: skip
+
+
+def test_a_run_that_has_ended_is_not_begun_again(tmp_path: Path) -> None:
+    optimizer = optimizer_of()
+    recorder = recorder_of(tmp_path / "run", optimizer)
+    state, *_ = steps(optimizer, recorder, 1, STEPS, save_at=8)
+    recorder.finish()
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").glob("*.json*")}
+    for begin in (Recorder.begin, Recorder.finish, lambda recorder: recorder.record(0)):
+        recorder = Recorder(tmp_path / "run", optimizer_of(), batch=BATCH, horizon=2 * STEPS * BATCH)
+        with pytest.raises(UserError, match="holds a run that has ended"):
+            begin(recorder)
+        recorder.close()
+    assert len(before) == 3
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").glob("*.json*")} == before
+    recorder = Recorder(tmp_path / "run", optimizer_of(), batch=BATCH, horizon=2 * STEPS * BATCH)
+    recorder.load_state_dict(state)
+    recorder.record(9)
+    recorder.close()
+    run = read_run(tmp_path / "run")
+    assert (run.config["horizon"], run.outcome) == (2 * STEPS * BATCH, None)
+    assert run.column("step").tolist() == list(range(1, 10))
+
+
+def test_trackers_follow_while_it_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    @contextmanager
+    def following(path: Path, track: str) -> Iterator[None]:
+        seen.append((path, track))
+        yield
+        seen.append(read_run(path).outcome)
+
+    monkeypatch.setattr("disco.integrations.record.following", following)
+    recorder = recorder_of(tmp_path / "run", optimizer_of(), track="wandb:mine")
+    assert seen == [(tmp_path / "run", "wandb:mine")]
+    recorder.record(1)
+    recorder.finish()
+    assert seen[1:] == [Outcome.FINISHED]
 
 
 def test_an_optimizer_that_is_loaded_later(tmp_path: Path) -> None:

@@ -276,8 +276,42 @@ def test_scans_are_what_differs_in_more_than_rate_batch_and_horizon() -> None:
     assert names == {"d16-L1, momentum=0.9"}
 
 
-def test_runs_of_a_sweep_are_one_process_each() -> None:
-    with pytest.raises(ConfigError, match=r"parallel\.replicate x shard x tensor is 1 x 2 x 1 = 2, but"):
-        study({"parallel": {"shard": 2}})
-    (run,) = study({"parallel": {"micro_batch": 128}}).configs
-    assert run.id == study().configs[0].id
+@pytest.mark.parametrize(
+    ("engine", "settings", "parallel", "message"),
+    [
+        ("local", {}, {"shard": 2}, "1 x 2 x 1 = 2, but a local sweep trains a run in one process; jobs of --engine "),
+        ("slurm", {}, {"shard": 2}, "1 x 2 x 1 = 2, but slurm.processes is 1; make them the same"),
+        ("slurm", {"processes": 2}, {}, "1 x 1 x 1 = 1, but slurm.processes is 2; make them the same"),
+        (
+            "slurm",
+            {"processes": 2, "nodes": 3},
+            {"replicate": 2, "tensor": 2},
+            "2 x 1 x 2 = 4, but slurm.nodes x slurm.processes is 3 x 2 = 6; make them the same",
+        ),
+        ("ray", {"processes": 4}, {"shard": 2}, "1 x 2 x 1 = 2, but ray.processes is 4; make them the same"),
+        ("local", {"processes": 2}, {}, ""),
+        ("ray", {"processes": 2}, {"tensor": 2}, ""),
+        ("slurm", {"processes": 2, "nodes": 2}, {"replicate": 2, "tensor": 2}, ""),
+    ],
+)
+def test_a_run_is_for_as_many_processes_as_a_job_has(
+    engine: str, settings: dict[str, Any], parallel: dict[str, Any], message: str
+) -> None:
+    table = {"base": BASE | {"batch": 256, "parallel": parallel}} | ({} if engine == "local" else {engine: settings})
+    if message:
+        with pytest.raises(ConfigError) as error:
+            build_study(table, prepare, engine=engine)
+        assert str(error.value).startswith(f"parallel.replicate x shard x tensor is {message}")
+    else:
+        (run,) = build_study(table, prepare, engine=engine).configs
+        assert run.id == study().configs[0].id
+
+
+@pytest.mark.parametrize("asked", [{"parallel": {"device": "cuda"}}, {"precision": "bf16"}])
+def test_a_local_sweep_has_no_gpu(asked: dict[str, Any]) -> None:
+    table = {"base": BASE | {"batch": 256} | asked}
+    with pytest.raises(ConfigError, match=r"a local sweep trains on CPU cores, but .*; set parallel\.device to"):
+        build_study(table, prepare)
+    build_study(table, prepare, engine="slurm")
+    on_cpu = table["base"] | {"parallel": {"device": "cpu"}}
+    assert build_study({"base": on_cpu}, prepare).configs[0].parallel.device == "cpu"

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from disco.errors import NoSpaceError, UserError
 from disco.runs.lock import LOCK, locked
 from disco.runs.reader import read_run, read_runs
 from disco.runs.schema import Outcome
-from disco.sweep.clusters import JobConfig
+from disco.sweep.clusters import JobConfig, SlurmConfig
 from disco.sweep.engines import cluster, local
 from disco.sweep.engines._course import DEATHS, Result
 from disco.sweep.progress import Lines
 from disco.sweep.record import CANCEL, JOBS, Queued, outcome, read_queued, write_queued
 from disco.sweep.study import Study
+from disco.train.config import ParallelConfig
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +71,17 @@ def test_the_grouping_is_the_local_engine_s(tmp_path: Path) -> None:
     run_locally(plan, here)
     run(study(there, seed=[0, 4], lr=[0.1, 0.2, 0.3, 0.4]), there, queue())
     assert (here / "cohorts.json").read_bytes() == (there / "cohorts.json").read_bytes()
+
+
+def test_runs_on_several_processes_are_a_job_each(tmp_path: Path) -> None:
+    out, scheduler = tmp_path / "out", FakeQueue(SlurmConfig(jobs=2, nodes=2, processes=2, cpus=3))
+    plan = study(out, lr=[0.1, 0.2, 0.3, 0.4, 0.5])
+    plan = replace(plan, configs=tuple(replace(c, parallel=ParallelConfig(shard=4)) for c in plan.configs))
+    assert run(plan, out, scheduler) == Result(finished=5, diverged=0)
+    orders = [json.loads(order.read_bytes()) for order in scheduler.orders.values()]
+    assert [len(order["configs"]) for order in orders] == [1] * 5
+    assert {(order["nodes"], order["processes"], order["threads"]) for order in orders} == {(2, 2, 3)}
+    assert {order["configs"][0]["parallel"]["shard"] for order in orders} == {4}
 
 
 def test_trouble_in_one_run_leaves_the_others_alone(tmp_path: Path) -> None:

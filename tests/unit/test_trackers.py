@@ -1,5 +1,6 @@
 """Trackers that follow run records, with the real packages: what they hold is read back and is the record."""
 
+import io
 import json
 import math
 import subprocess
@@ -16,10 +17,11 @@ from tracked import in_tensorboard, in_trackio, in_wandb, record, to_float32
 
 from disco.cli import main
 from disco.errors import UserError
-from disco.integrations import follow
-from disco.integrations.follow import Follower, following, send
+from disco.integrations import follower
+from disco.integrations.follow import following, send
+from disco.integrations.follower import Follower
 from disco.integrations.trackers import TRACKERS, Head, chosen
-from disco.runs.lock import locked
+from disco.runs.lock import BusyError, locked
 from disco.runs.schema import METRICS, Outcome, deterministic
 from disco.runs.writer import RunWriter
 
@@ -55,6 +57,13 @@ def check(folder: Path) -> None:
     assert in_trackio(folder) == expected
 
 
+def wandb_summary(folder: Path) -> str:
+    """What the last of W&B's files of the run says of it."""
+    file = max(folder.parent.glob(f"wandb/*/run-runs.{folder.name}.wandb"))
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--summary", str(file)]
+    return json.dumps(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+
 def no_warning(text: str) -> None:
     raise AssertionError(text)
 
@@ -68,10 +77,7 @@ def test_all_trackers_hold_the_record_and_a_second_time_nothing_more(tmp_path: P
     files = sorted(tmp_path.rglob("*.wandb")), sorted(tmp_path.rglob("events.*"))
     assert send([tmp_path / "runs"], "wandb,tensorboard,trackio") == 2
     assert files == (sorted(tmp_path.rglob("*.wandb")), sorted(tmp_path.rglob("events.*")))
-    (file,) = tmp_path.glob(f"runs/wandb/*/run-{other.name}.wandb")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--summary", str(file)]
-    summary = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    text = json.dumps(summary)
+    text = wandb_summary(other)
     assert '"diverged"' in text
     assert "training loss nan" in text
     assert json.dumps(config(seed=1).optimizer.lr) in text
@@ -79,18 +85,18 @@ def test_all_trackers_hold_the_record_and_a_second_time_nothing_more(tmp_path: P
 
 def test_a_run_that_is_killed_and_resumed_has_no_point_twice_and_no_gap(tmp_path: Path) -> None:
     folder = write(tmp_path / "runs", config(), [line(0), line(1)], outcome=None)
-    follower = Follower([tmp_path / "runs"], ALL, no_warning)
-    follower.poll()
+    first = Follower([tmp_path / "runs"], ALL, no_warning)
+    first.poll()
     grow(folder, [line(2), line(3)])
-    follower.poll()
+    first.poll()
     grow(folder, [line(step, wall=1000 / 3) for step in (2, 3, 4)], after=2)  # longer: what was read ends in a line
-    follower.poll()
+    first.poll()
     grow(folder, [line(2)], after=2)
-    follower.poll()
+    first.poll()
     with (folder / METRICS).open("ab") as file:
         file.write(b'{"step": 3, "to')  # a line that is being written
-    follower.poll()
-    follower.close()  # killed: the rest is for the next one
+    first.poll()
+    first.close()  # killed: the rest is for the next one
     grow(folder, [line(step) for step in (3, 4, 5, 6)], after=3)
     second = Follower([tmp_path / "runs"], ALL, no_warning)
     assert second.poll(last=True)
@@ -99,12 +105,41 @@ def test_a_run_that_is_killed_and_resumed_has_no_point_twice_and_no_gap(tmp_path
     assert [[step for step, _ in points] for points in tracked] == [list(range(7))] * 3
     for points in tracked[1:]:
         assert [deterministic(values) for _, values in points] == [deterministic(line) for _, line in record(folder)]
+    with RunWriter(folder) as writer:  # all lines are there, the outcome is not
+        writer.finish(Outcome.FINISHED, "at last")
+    for _ in range(2):
+        assert send([tmp_path / "runs"], "wandb") == 1
+        assert "at last" in wandb_summary(folder)
+    assert len(list(tmp_path.glob("runs/wandb/offline-run-*/*.wandb"))) == 3, "the outcome is told once"
+    assert numbers(in_wandb(folder)) == numbers(record(folder))
+
+
+def numbers(points: Any) -> list[tuple[int, dict[str, object]]]:
+    return [(step, deterministic(values)) for step, values in points]
+
+
+def test_projects_and_folders_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of one name in two folders, in one project; then one of them in another."""
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    events = tmp_path / "events"
+    one = write(tmp_path / "one", config(), [line(step) for step in range(3)])
+    two = write(tmp_path / "two", config(), [line(0), line(1, wall=7)])
+    assert one.name == two.name
+    for folder, project in ((one, "mine"), (two, "mine"), (one, "yours")):
+        send([folder], f"wandb:{project},trackio:{project},tensorboard:{events}")
+    for folder, project in ((one, "mine"), (two, "mine"), (one, "yours")):
+        assert in_wandb(folder, project, tmp_path) == record(folder)
+        assert in_trackio(folder, project) == record(folder)
+    assert sorted(file.parent.relative_to(events) for file in events.rglob("events.*")) == [
+        Path("one", one.name), Path("two", two.name)
+    ]  # fmt: skip
 
 
 class Unsteady:
     """Fails ``fails`` times, and has its lines in ``lines``."""
 
     fails = 0
+    error: ClassVar[BaseException] = OSError("no route to host\nat all")
     lines: ClassVar[list[tuple[str, float]]] = []
 
     def __init__(self, run: Head, where: str) -> None:
@@ -115,7 +150,7 @@ class Unsteady:
         for each in lines:
             if Unsteady.fails and each["step"] > 1:
                 Unsteady.fails -= 1
-                raise OSError("no route to host\nat all")
+                raise self.error
             self.lines.append((self.run.id, each["step"]))
             self.last = int(each["step"])
 
@@ -129,16 +164,54 @@ def test_a_tracker_that_fails_warns_once_and_catches_up(tmp_path: Path, monkeypa
     monkeypatch.setattr(Unsteady, "fails", 2)
     folders = [write(tmp_path / "runs", config(seed=seed), map(line, range(4))) for seed in (1, 2)]
     said: list[str] = []
-    follower = Follower([tmp_path / "runs"], {"wandb": "", "trackio": ""}, said.append)
-    assert not follower.poll()
-    assert not follower.poll(), "it rests"
+    every = Follower([tmp_path / "runs"], {"wandb": "", "trackio": ""}, said.append)
+    assert not every.poll()
+    assert not every.poll(), "it rests"
     assert Unsteady.fails == 1
-    monkeypatch.setattr(follow, "RETRY_SECONDS", -1.0)
-    assert not follower.poll(last=True)
-    assert follower.poll()
+    monkeypatch.setattr(follower, "RETRY_SECONDS", -1.0)
+    assert not every.poll(last=True)
+    assert every.poll()
     assert said == ["wandb: OSError: no route to host at all"]
     assert sorted(Unsteady.lines) == sorted((folder.name, step) for folder in folders for step in range(4))
     assert [in_trackio(folder) for folder in folders] == [record(folder) for folder in folders]
+
+
+@pytest.fixture
+def unsteady(monkeypatch: pytest.MonkeyPatch) -> type[Unsteady]:
+    """In place of wandb."""
+    monkeypatch.setitem(TRACKERS, "wandb", Unsteady)  # type: ignore[arg-type]
+    monkeypatch.setattr(Unsteady, "lines", [])
+    return Unsteady
+
+
+def test_ctrl_c(tmp_path: Path, unsteady: type[Unsteady], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends a single look as it ends any command, and ``--follow`` after one more look."""
+    monkeypatch.setattr(unsteady, "error", KeyboardInterrupt())
+    monkeypatch.setattr(unsteady, "fails", 2)
+    write(tmp_path / "runs", config(), map(line, range(4)))
+    with pytest.raises(KeyboardInterrupt):
+        send([tmp_path / "runs"], "wandb")
+    assert send([tmp_path / "runs"], "wandb", follow=True) == 1
+    assert [step for _, step in unsteady.lines] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_a_damaged_record_is_left_out_and_named(tmp_path: Path, unsteady: type[Unsteady], name: str) -> None:
+    folders = sorted(write(tmp_path / "runs", config(seed=seed), [line(0)]) for seed in (1, 2, 3))
+    (folders[0] / name).unlink()
+    (folders[0] / name).mkdir() if name == "metrics.jsonl" else (folders[0] / name).write_text("{")
+    said: list[str] = []
+    every = Follower([tmp_path / "runs"], {"wandb": "", "trackio": ""}, said.append)
+    assert not every.poll()
+    assert not every.poll(last=True)
+    (warning,) = said
+    assert warning.startswith(f"the record in {folders[0]} is left out: ")
+    assert [run for run, _ in unsteady.lines] == [folder.name for folder in folders[1:]]
+    assert [in_trackio(folder) for folder in folders[1:]] == [record(folder) for folder in folders[1:]]
+    unsteady.lines.clear()
+    with pytest.raises(UserError, match=f"the record in {folders[0]} is left out: "):
+        send([tmp_path / "runs"], "wandb")
+    assert len(unsteady.lines) == 2
 
 
 class Missing:
@@ -175,12 +248,47 @@ def test_what_is_wrong_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_two_processes_do_not_send_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "HANDOVER_SECONDS", 0.05)
+    monkeypatch.setattr(follower, "HANDOVER_SECONDS", 0.05)
     folder = write(tmp_path / "runs", config(), [line(0)])
     with locked(folder / "trackio.lock"), pytest.raises(UserError, match="another process sends these runs"):
         send([tmp_path / "runs"], "trackio:mine")
     send([tmp_path / "runs"], "trackio:mine")
     assert in_trackio(folder, "mine") == record(folder)
+
+
+def test_a_follower_is_waited_for_once(
+    tmp_path: Path, unsteady: type[Unsteady], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (1, 2, 3):
+        write(tmp_path / "runs", config(seed=seed), [line(0)])
+    waits: list[float] = []
+
+    def busy(path: Path, wait: float) -> None:
+        waits.append(wait)
+        raise BusyError(str(path))
+
+    monkeypatch.setattr(follower, "locked", busy)
+    assert not Follower([tmp_path / "runs"], {"wandb": "", "trackio": ""}, no_warning).poll(last=True)
+    assert waits == [10.0, 0, 0, 0, 0, 0]
+
+
+def test_a_command_that_fails_does_not_wait_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    class Process:
+        def __init__(self, *_: object, **__: object) -> None:
+            self.stdin = io.BytesIO()
+
+        def wait(self, timeout: float) -> int:
+            waits.append(timeout)
+            return 0
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    with following(tmp_path, "trackio"):
+        pass
+    with pytest.raises(UserError, match="no"), following(tmp_path, "trackio"):
+        raise UserError("no")
+    assert waits == [60, 5]
 
 
 def test_following_imports_no_torch() -> None:

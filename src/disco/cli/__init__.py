@@ -30,7 +30,7 @@ from disco.cli._options import (
 )
 from disco.cli._parse import command, parsed
 from disco.errors import UserError
-from disco.files import FULL
+from disco.files import FULL, unwritable
 from disco.train.config import number
 
 app = tyro.extras.SubcommandApp()
@@ -309,6 +309,5 @@ def main(args: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        where = f"cannot write {error.filename or 'the output'}: {error.strerror}"
-        print(f"disco: error: {where}; make room, then give the same command again", file=sys.stderr)
+        print(f"disco: error: {unwritable(Path(error.filename or 'the output'), error)}", file=sys.stderr)
         return 2

@@ -43,13 +43,13 @@ def run(
     out = out or Path("runs") / _name(path)
     if dry_run:
         with tempfile.TemporaryDirectory() as cache:
-            study = load_study(path, partial(prepare, cache=Path(cache), source=data))
+            study = load_study(path, partial(prepare, cache=Path(cache), source=data), engine)
             check_data(study, Path(cache))
             cores = workers or len(os.sched_getaffinity(0))
             expected = forecast_study(study, out, Path(cache), cores) if engine == "local" else None
         _plan(study, as_json, expected)
         return 0
-    study = load_study(path, partial(prepare, cache=out / DATA, source=data))
+    study = load_study(path, partial(prepare, cache=out / DATA, source=data), engine)
     study = dataclasses.replace(study, notes=(*study.notes, *check_folder(study, out)))
     check_data(study, out / DATA)
     if not as_json:

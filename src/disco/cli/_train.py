@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from disco.cli import _show
 from disco.errors import UserError
 from disco.integrations.follow import following
+from disco.integrations.trackers import chosen
 from disco.runs.reader import read_run
 from disco.runs.schema import DATA, Metric, Outcome
 from disco.runs.units import power
@@ -29,11 +30,7 @@ if TYPE_CHECKING:
 
 
 WAIT = 10.0
-"""Seconds that other processes give the first one to say what is wrong with all of them, before torchrun ends them."""
-
-
-class _StoppedError(Exception):
-    """Told to stop; what was trained is saved."""
+"""Seconds that other processes give the first one to say what is wrong with all of them, before they say it."""
 
 
 def train(
@@ -42,37 +39,51 @@ def train(
     """Trains the run of a configuration file, in this process or with all that torchrun started.
 
     Returns:
-        The exit code: 1 if it diverged, 143 if it was told to stop by SIGTERM, and saved.
+        The exit code: 1 if it diverged, 143 if it was told to stop by SIGTERM, and saved; of many processes, 130 by
+        SIGINT.
     """
-    config = load_config(path, settings)
+    rank = os.environ.get("RANK", "0")
+    told: list[int] = []
+    with ExitStack() as group:
+        try:
+            if track:
+                chosen(track)
+            config = load_config(path, settings)
 
-    import torch
+            import torch
 
-    from disco.train.team import started
+            from disco.train.team import TrainingStoppedError, started
 
-    torch.set_num_threads(threads)
-    try:
-        with started(config) as team:
+            torch.set_num_threads(threads)
+            team = group.enter_context(started(config))
             config = replace(config, data=prepare(config.data, out / DATA, source=data))
-            outcome = _trained(config, out, team, track, as_json)
-    except _StoppedError as stopped:
-        if team.leads:
-            print(f"disco: {stopped}", file=sys.stderr)
-        return 128 + signal.SIGTERM
-    except UserError:
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(WAIT)
-        raise
+            try:
+                outcome = _trained(config, out, team, track, as_json, told)
+            except TrainingStoppedError as stopped:
+                number = signal.Signals(told[0] if told else signal.SIGTERM)
+                if team.leads:
+                    where = f"at {stopped.tokens:,} tokens, and saved: {out / config.id}"
+                    print(f"disco: stopped by {number.name} {where}", file=sys.stderr)
+                elif not told:  # the first process has an error to say
+                    time.sleep(WAIT)
+                return 128 + number
+        except UserError as error:
+            if rank != "0":
+                time.sleep(WAIT)  # within the group: the others wait too, instead of failing first for another reason
+                error.args = (f"rank {rank}: {error}",)
+            raise
     if team.leads:
         _report(config, out, outcome, as_json)
     return 0 if outcome == Outcome.FINISHED else 1
 
 
-def _trained(config: TrainConfig, out: Path, team: Team, track: str, as_json: bool) -> Outcome:
+def _trained(config: TrainConfig, out: Path, team: Team, track: str, as_json: bool, told: list[int]) -> Outcome:
+    """Trains until the end, or until a signal is ``told``: SIGTERM, of many processes SIGINT too."""
     from disco.train.loop import train as train_run
+    from disco.train.team import TrainingStoppedError
 
-    told: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    collected = (signal.SIGTERM, signal.SIGINT) if team.size > 1 else (signal.SIGTERM,)
+    before = {number: signal.signal(number, lambda got, _: told.append(got)) for number in collected}
     try:
         with ExitStack() as stack:
             show = None
@@ -83,12 +94,13 @@ def _trained(config: TrainConfig, out: Path, team: Team, track: str, as_json: bo
             def progress(step: int, tokens: int) -> None:
                 if show is not None:
                     show(step, tokens)
-                if team.agree(bool(told)) and tokens < config.horizon:
-                    raise _StoppedError(f"stopped by SIGTERM at {tokens:,} tokens, and saved: {out / config.id}")
+                if told and tokens < config.horizon:
+                    raise TrainingStoppedError(tokens)
 
             return train_run(config, out, progress, team)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _report(config: TrainConfig, out: Path, outcome: Outcome, as_json: bool) -> None:

@@ -39,7 +39,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from disco.distributed.failure import timeout
 from disco.errors import UserError
-from disco.files import replacing, sync_folder, unwritable
+from disco.files import explained, replacing, sync_folder, unwritable
 
 INDEX = "index.json"
 
@@ -64,7 +64,7 @@ class Saver:
             then: called on the first rank when the checkpoint is complete, in another thread.
 
         Raises:
-            UserError: the one before could not be written.
+            UserError: the one before could not be written; a NoSpaceError if the disk is full.
         """
         self.settle()
         writer = _Writer(path, header, then)
@@ -75,7 +75,7 @@ class Saver:
         """Waits until what was begun is on disk.
 
         Raises:
-            UserError: it could not be written.
+            UserError: it could not be written, or a rank has died; a NoSpaceError if the disk is full.
         """
         if self._running is not None:
             (path, future), self._running = self._running, None
@@ -88,6 +88,11 @@ class Saver:
                 if isinstance(why, OSError):
                     raise unwritable(path, why) from error
                 raise UserError(f"cannot write {path}: {_line(why)}") from error
+            except RuntimeError as error:  # of the process group
+                raise UserError(
+                    f"the checkpoint {path} is not complete: another process has died or is late ({_line(error)}); "
+                    "start all of them again, and they go on from the one before"
+                ) from error
 
 
 def restore(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -126,11 +131,12 @@ class _Writer(dcp.FileSystemWriter):
         super().__init__(self._hidden)
 
     def write_data(self, plan: Any, planner: Any) -> Any:
-        written = super().write_data(plan, planner)
-        for name in {result.storage_data.relative_path for result in written.wait()}:
-            with replacing(self._hidden / f"{name}.sum") as file:
-                file.write(json.dumps(_sum(self._hidden / name)).encode())
-        return written
+        with explained(self._final):  # here: an error on its way to the other ranks loses its cause
+            written = super().write_data(plan, planner)
+            for name in {result.storage_data.relative_path for result in written.wait()}:
+                with replacing(self._hidden / f"{name}.sum") as file:
+                    file.write(json.dumps(_sum(self._hidden / name)).encode())
+            return written
 
     def finish(self, metadata: Metadata, results: list[Any]) -> None:
         super().finish(metadata, results)
@@ -139,7 +145,7 @@ class _Writer(dcp.FileSystemWriter):
         with replacing(self._hidden / INDEX) as file:
             file.write(json.dumps(index).encode())
         if self._final.exists():
-            before = self._hidden.with_suffix(".old.tmp")
+            before = self._hidden.with_suffix(".old.tmp")  # killed from here on, train.checkpoint.clean puts it back
             self._final.rename(before)
             self._hidden.rename(self._final)
             shutil.rmtree(before)

@@ -52,11 +52,12 @@ class LightningCallback(Callback):
         """Of the training losses since the last line, and how many."""
         self._count = 0
         self._saved: dict[str, Any] = {}
+        """State of the checkpoint that was loaded, or of a training that has ended."""
 
     def state_dict(self) -> dict[str, Any]:
         """What Lightning keeps of this callback in a checkpoint."""
         if self.recorder is None:
-            return {}
+            return self._saved
         return {"recorder": self.recorder.state_dict(), "sum": float(self._sum), "count": self._count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -85,6 +86,7 @@ class LightningCallback(Callback):
         if trainer.global_step:
             self.recorder.load_state_dict(self._saved.get("recorder"))
             self._sum, self._count = self._saved["sum"], self._saved["count"]
+        self.recorder.begin()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -114,6 +116,7 @@ class LightningCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends the record if the training is complete; else it can be resumed."""
         if self.recorder is not None:
+            self._saved = self.state_dict()  # of checkpoints that are saved after this
             if trainer.global_step >= self.recorder.steps:
                 self.recorder.finish()
             else:

@@ -21,12 +21,13 @@ import torch.distributed as dist
 from disco._version import __version__
 from disco.base import NormOptimizer
 from disco.errors import UserError
+from disco.integrations.follow import following
 from disco.probe import Probe, largest, layers
 from disco.runs.horizons import powers_of_two, window
 from disco.runs.imported import IMPORTED
 from disco.runs.lock import LOCK, locked
 from disco.runs.reader import read_run
-from disco.runs.schema import CONFIG, SCHEMA_VERSION, Metric, Outcome, lr_key
+from disco.runs.schema import CONFIG, SCHEMA_VERSION, SUMMARY, Metric, Outcome, lr_key
 from disco.runs.writer import RunWriter
 
 State = dict[str, Any]
@@ -58,6 +59,7 @@ class Recorder:
         parameters: of the model; None: those of the optimizer.
         trainer: what trains, for the record.
         of: what norms are taken of: "weights", "updates", "momentum".
+        track: trackers that follow the record while it is open, such as ``tensorboard,wandb:my-project``; "": none.
 
     Raises:
         UserError: another optimizer, numbers that are not positive, a folder with a run of other settings, or one that
@@ -79,6 +81,7 @@ class Recorder:
         parameters: int | None = None,
         trainer: str = "a loop of one's own",
         of: Sequence[str] = ("weights",),
+        track: str = "",
     ) -> None:
         self.folder = Path(folder).resolve()
         self._optimizer = norm_optimizer(optimizer)
@@ -94,11 +97,12 @@ class Recorder:
         self._ratio = peaks[self._base] / lr
         self.batch, self.steps = int(batch), int(horizon) // int(batch)
         self._layers = layers(self._optimizer)
-        self._due = _points(self.steps, self.batch)
+        self._due = _points(self.steps, self.batch, decays=bool((schedule or {}).get("decay")))
         self._line: dict[str, float] = {}
         """What is known of the last step that was recorded; not written yet."""
         self._path, self._wall, self._since = 0.0, 0.0, time.monotonic()
         self._exploded = ""
+        self._begun = False
         self._rates = _rates(groups)
         config = {
             "batch": self.batch,
@@ -113,29 +117,30 @@ class Recorder:
         params = [param for group in groups for param in group["params"]]
         self._open = ExitStack()
         self._writer: RunWriter | None = None
+        self._document: dict[str, Any] = {
+            "schema": SCHEMA_VERSION,
+            "id": self.folder.name,
+            "disco": __version__,
+            "torch": torch.__version__,
+            "config": config,
+            "parameters": parameters or sum(param.numel() for param in params),
+            "groups": self._layers,
+        }
         if not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
-            self._start(
-                {
-                    "schema": SCHEMA_VERSION,
-                    "id": self.folder.name,
-                    "disco": __version__,
-                    "torch": torch.__version__,
-                    "config": config,
-                    "parameters": parameters or sum(param.numel() for param in params),
-                    "groups": self._layers,
-                }
-            )
+            self._start(track)
         self._hook = self._optimizer.register_step_post_hook(self._stepped)
 
-    def _start(self, document: Mapping[str, Any]) -> None:
+    def _start(self, track: str) -> None:
         if self.folder in _OPEN:
             _OPEN[self.folder].close()
         self._open.enter_context(locked(self.folder / LOCK, wait=ORPHAN_SECONDS))
         try:
             if (self.folder / CONFIG).is_file():
-                _refuse_another(self.folder, document["config"])
+                _refuse_another(self.folder, self._document["config"])
+            self._open.enter_context(following(self.folder, track))
             self._writer = self._open.enter_context(RunWriter(self.folder))
-            self._writer.start(document)
+            if not self._ended():
+                self._writer.start(self._document)
         except BaseException:
             self._open.close()
             raise
@@ -147,9 +152,22 @@ class Recorder:
         self._path += float(self._optimizer.param_groups[self._base]["lr"]) / self._ratio
 
     def due(self, step: int) -> bool:
-        """Whether ``disco fit`` looks at this step: the start, the window of the run's end and, for runs at a constant
-        rate, those of the powers of two in tokens before it, from eight steps on."""
+        """Whether ``disco fit`` looks at this step: the start, the window of the run's end and, unless the schedule
+        decays, those of the powers of two in tokens before it, from eight steps on."""
         return step in self._due
+
+    def begin(self) -> None:
+        """Begins at the initial weights, unless a checkpoint was loaded; ``record`` does it if need be.
+
+        Raises:
+            UserError: the folder holds a run that has ended, which this would empty.
+        """
+        if not self._begun and self._writer is not None and self._ended():
+            raise UserError(
+                f"{self.folder} holds a run that has ended, and no checkpoint of it was loaded; "
+                "choose another folder, or delete it"
+            )
+        self._begun = True
 
     def record(
         self,
@@ -170,21 +188,24 @@ class Recorder:
             more: other numbers, by key.
 
         Raises:
+            UserError: nothing was loaded, and the folder holds a run that has ended.
             ValueError: a step before the last one.
         """
+        self.begin()
         if step < self.step:
             raise ValueError(f"step {step} is recorded after step {self.step}")
+        given: dict[str, float | None] = {Metric.LOSS_TRAIN: loss, Metric.LOSS_VALID: valid, **more}
+        known = {str(key): _number(value) for key, value in given.items() if value is not None}
+        if tokens is not None:
+            known[Metric.TOKENS] = int(tokens)
         if not self._line or step > self.step:
             self._write()
-            self._line = {Metric.STEP: step, Metric.TOKENS: step * self.batch, Metric.PATH: self._path}
+            self._line = {Metric.STEP: int(step), Metric.TOKENS: step * self.batch, Metric.PATH: self._path}
             self._line |= {lr_key(label): rate for label, rate in self._rates.items()} | self._probe.measure()
-        known: dict[str, float | None] = {Metric.LOSS_TRAIN: loss, Metric.LOSS_VALID: valid, Metric.TOKENS: tokens}
-        for key, value in (known | more).items():
-            if value is None:
-                continue
+        for key, value in known.items():
             if not math.isfinite(value) and key.startswith("loss/"):
                 self._exploded = f"{key} {value:.4g} at step {step}"
-            self._line[str(key)] = value
+        self._line |= known
         self._line[Metric.TIME_WALL] = round(self._elapsed(), 3)
 
     @property
@@ -216,9 +237,11 @@ class Recorder:
                 "go on without a record, or train from the beginning"
             )
         if self._writer is not None:
+            self._writer.start(self._document)
             self._writer.resume(state["offset"])
         self._path, self._wall, self._since = state["path"], state["wall"], time.monotonic()
         self._line, self._exploded = dict(state["line"]), state["exploded"]
+        self._begun = True
 
     def finish(self, outcome: Outcome | None = None, reason: str = "") -> None:
         """Writes the summary and closes: the run has ended.
@@ -227,6 +250,7 @@ class Recorder:
             outcome: None: diverged if a loss was not finite, else finished.
             reason: of an outcome other than finished.
         """
+        self.begin()
         outcome = outcome or (Outcome.DIVERGED if self._exploded else Outcome.FINISHED)
         step, tokens = self.step, int(self._line.get(Metric.TOKENS, 0))
         self._write()
@@ -246,6 +270,9 @@ class Recorder:
         if self._writer is not None and self._line:
             self._writer.append(self._line)
         self._line = {}
+
+    def _ended(self) -> bool:
+        return (self.folder / SUMMARY).exists()
 
     def _elapsed(self) -> float:
         return self._wall + time.monotonic() - self._since
@@ -268,6 +295,11 @@ def norm_optimizer(optimizer: Any) -> NormOptimizer:
     if not all("group" in group for group in inner.param_groups):
         raise UserError('a parameter group has no "group", its layer group; build them with disco.param_groups(model)')
     return inner
+
+
+def _number(value: Any) -> float:
+    """Of a tensor too, which may need a gradient."""
+    return float(value.item() if isinstance(value, torch.Tensor) else value)
 
 
 def _peak(group: Mapping[str, Any]) -> float:
@@ -306,17 +338,19 @@ def _settings(optimizer: NormOptimizer, lr: float) -> dict[str, Any]:
     return settings
 
 
-def _points(steps: int, batch: int) -> frozenset[int]:
-    """As the horizons of ``train.schedule.evaluation_points``, from eight steps on."""
-    ends = [steps, *(tokens // batch for tokens in powers_of_two(batch, 2 * batch, 2 * steps * batch))]
+def _points(steps: int, batch: int, decays: bool = False) -> frozenset[int]:
+    """As the horizons of ``train.schedule.evaluation_points``, from eight steps on; a run that decays has its end."""
+    powers = () if decays else powers_of_two(batch, 2 * batch, 2 * steps * batch)
+    ends = [steps, *(tokens // batch for tokens in powers)]
     return frozenset(step for step in {0}.union(*map(window, ends)) if step <= steps)
 
 
 def _refuse_another(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raises a UserError if the folder holds a run whose settings, other than the horizon, are not these."""
+    """Raises a UserError if the folder holds a run whose settings, other than the horizon, are not these. The trainer,
+    which may have been upgraded, is none."""
     there, here = read_run(folder).config, json.loads(json.dumps(config))
     for key in here:
-        if key != "horizon" and here[key] != there.get(key):
+        if key not in ("horizon", IMPORTED) and here[key] != there.get(key):
             raise UserError(
                 f"{folder} holds a run with other settings ({key} {there.get(key)}, here {here[key]}); "
                 "choose another folder, or delete it"

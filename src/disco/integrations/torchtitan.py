@@ -193,6 +193,7 @@ class TorchtitanMetrics(MetricsProcessor):
         )
         if step:
             recorder.load_state_dict(json.loads(container.saved or "null"))
+        recorder.begin()
         container.recorder = recorder
         return recorder
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -33,13 +34,18 @@ class Head:
 
     @property
     def id(self) -> str:
-        """The run's name everywhere."""
+        """The run's name."""
         return self.folder.name
 
     @property
     def group(self) -> str:
         """The name of the folder of runs."""
         return self.folder.parent.name
+
+    @property
+    def key(self) -> str:
+        """What a run is known by in a project, where other folders may have runs of the same name."""
+        return re.sub(r"[^\w.=+-]", "_", f"{self.group}.{self.id}")  # W&B takes no others
 
 
 class Tracker(Protocol):
@@ -58,13 +64,14 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in ``where``/<run>, or tensorboard/<run> beside the runs: one event per line, of 32-bit scalars."""
+    """Event files in ``where``/<folder of runs>/<run>, or tensorboard/<run> beside the runs: one event per line, of
+    32-bit scalars."""
 
     def __init__(self, run: Head, where: str) -> None:
         from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
         self.run = run
-        self.folder = (Path(where) if where else run.folder.parent / "tensorboard") / run.id
+        self.folder = (Path(where) / run.group if where else run.folder.parent / "tensorboard") / run.id
         files = sorted(self.folder.glob("events.out.tfevents.*"))
         events = (event for file in files for event in LegacyEventFileLoader(str(file)).Load())
         self.last = max((event.step for event in events if event.summary.value), default=-1)
@@ -105,7 +112,7 @@ def _text(tag: str, text: str) -> Any:
 
 
 class Wandb:
-    """A run of the project ``where`` (else WANDB_PROJECT, else "disco"), with the run's id and the folder as its group.
+    """A run of the project ``where`` (else WANDB_PROJECT, else "disco"), named as the run, in the group of its folder.
 
     Account, host and mode are W&B's own settings, such as WANDB_API_KEY and WANDB_MODE=offline. Its files go beside the
     runs, or to WANDB_DIR. What was sent before is read from these files, and asked of the server if there is one.
@@ -115,12 +122,32 @@ class Wandb:
         self.run = run
         self.project = where or os.environ.get("WANDB_PROJECT") or PROJECT
         self.folder = Path(os.environ.get("WANDB_DIR") or run.folder.parent)
-        files = self.folder.glob(f"wandb/*run-*/run-{run.id}.wandb")
-        self.last = max((step for file in files for step in _steps(file)), default=-1)
+        self.last, self._outcome = -1, ""
+        for file in sorted(self.folder.glob(f"wandb/*run-*/run-{run.key}.wandb"), key=_time):
+            project, steps, outcome = _held(file)
+            if project == self.project:
+                self.last = max([self.last, *steps])
+                self._outcome = outcome or self._outcome
         self._wandb: Any = None
 
     def log(self, lines: Sequence[Line]) -> None:
         """Hands lines to W&B's own process, which survives this one."""
+        self._open()
+        for line in lines:
+            self.last = int(line[Metric.STEP])
+            if self.last >= self._wandb.step:  # the next one that the server expects
+                self._wandb.log(_values(line), step=self.last, commit=True)
+
+    def close(self, summary: Mapping[str, Any] | None) -> None:
+        """Ends the run, also where only its outcome is missing; only one that finished counts as a success."""
+        outcome = str((summary or {}).get("outcome", ""))
+        if summary is not None and (self._wandb is not None or outcome != self._outcome):
+            self._open()
+            self._wandb.summary.update({"outcome": outcome, "reason": summary.get("reason", "")})
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if outcome == Outcome.FINISHED else 1)
+
+    def _open(self) -> None:
         import wandb
 
         if self._wandb is None:
@@ -128,26 +155,18 @@ class Wandb:
                 console="off", silent=True, disable_git=True, save_code=False, x_disable_meta=True, x_disable_stats=True
             )
             self._wandb = wandb.init(
-                project=self.project, id=self.run.id, name=self.run.id, group=self.run.group, dir=str(self.folder),
+                project=self.project, id=self.run.key, name=self.run.id, group=self.run.group, dir=str(self.folder),
                 config=dict(self.run.config), resume="allow", reinit="create_new", settings=quiet,
             )  # fmt: skip
-        for line in lines:
-            self.last = int(line[Metric.STEP])
-            if self.last >= self._wandb.step:  # the next one that the server expects
-                self._wandb.log(_values(line), step=self.last, commit=True)
-
-    def close(self, summary: Mapping[str, Any] | None) -> None:
-        """Ends the run; only one that finished counts as a success."""
-        if self._wandb is None:
-            return
-        outcome = (summary or {}).get("outcome")
-        if summary is not None:
-            self._wandb.summary.update({"outcome": outcome, "reason": summary.get("reason", "")})
-        self._wandb.finish(exit_code=0 if outcome == Outcome.FINISHED else 1)
 
 
-def _steps(file: Path) -> list[int]:
-    """Steps in a file of W&B, complete or cut, by its own reader (``wandb leet inspect``).
+def _time(file: Path) -> str:
+    """When W&B began the file, which its folder's name tells: offline-run-<time>-<id>."""
+    return file.parent.name.partition("run-")[2]
+
+
+def _held(file: Path) -> tuple[str, list[int], str]:
+    """Project, steps and outcome in a file of W&B, complete or cut, by its own reader (``wandb leet inspect``).
 
     Raises:
         UserError: it cannot be read.
@@ -159,8 +178,15 @@ def _steps(file: Path) -> list[int]:
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["no reason"])[0]
         raise UserError(f"cannot read {file} ({why}); it takes wandb 0.31 or newer")
-    records = map(json.loads, done.stdout.splitlines())
-    return [int(record["history"]["step"]["num"]) for record in records if record["type"] == "history"]
+    project, steps, outcome = "", [], ""
+    for record in map(json.loads, done.stdout.splitlines()):
+        if record["type"] == "run":
+            project = record["run"]["project"]
+        elif record["type"] == "history":
+            steps.append(int(record["history"]["step"]["num"]))
+        elif record["type"] == "summary":
+            outcome = record["summary"].get("update", {}).get("outcome", outcome)
+    return project, steps, outcome
 
 
 class Trackio:
@@ -173,7 +199,7 @@ class Trackio:
         from trackio.sqlite_storage import SQLiteStorage
 
         self.run, self.project, self._storage = run, where or PROJECT, SQLiteStorage
-        last = SQLiteStorage.get_max_step_for_run(self.project, run.id)
+        last = SQLiteStorage.get_max_step_for_run(self.project, run_id=run.key)
         self.last = -1 if last is None else int(last)
 
     def log(self, lines: Sequence[Line]) -> None:
@@ -186,7 +212,8 @@ class Trackio:
             [_values(line) for line in lines],
             steps=steps,
             config={**self.run.config, **group} if self.last < 0 else None,
-            log_ids=[f"{self.run.id}:{step}" for step in steps],
+            log_ids=[f"{self.run.key}:{step}" for step in steps],
+            run_id=self.run.key,
         )
         self.last = steps[-1]
 

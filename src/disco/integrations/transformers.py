@@ -32,6 +32,9 @@ class TransformersCallback(TrainerCallback, ExportableState):
         lr, model, schedule, data: as of ``Recorder``; None: what the optimizer, the model's configuration and the
             training arguments tell (give the schedule if the ``Trainer`` was given one).
         evaluate: also have the ``Trainer`` evaluate at the steps where ``disco fit`` looks (``Recorder.due``).
+        batch: tokens of one optimizer step, of all ranks and micro-batches together; None: taken from the training
+            arguments, as if no two processes shared sequences (give it with tensor or context parallelism).
+        valid: name of the held-out loss among the metrics; of several held-out sets ``eval_<name>_loss``.
 
     Attributes:
         recorder: of the training that goes on; None outside of one.
@@ -46,25 +49,28 @@ class TransformersCallback(TrainerCallback, ExportableState):
         schedule: Mapping[str, Any] | None = None,
         data: Mapping[str, Any] | None = None,
         evaluate: bool = False,
+        batch: int | None = None,
+        valid: str = "eval_loss",
     ) -> None:
         self.folder, self.context = Path(folder), context
         self.settings: dict[str, Any] = {"lr": lr, "model": model, "schedule": schedule, "data": data}
-        self.evaluate = evaluate
+        self.evaluate, self.batch, self.valid = evaluate, batch, valid
         self.recorder: Recorder | None = None
         self.saved: State | None = None
         """Set by the ``Trainer`` with ``restore_callback_states_from_checkpoint``; else its own state has it."""
 
     def state(self) -> dict[str, Any]:
         """What the ``Trainer`` keeps of this callback in a checkpoint."""
-        arguments = {"folder": str(self.folder), "context": self.context, "evaluate": self.evaluate, **self.settings}
+        own = {"context": self.context, "evaluate": self.evaluate, "batch": self.batch, "valid": self.valid}
+        arguments = {"folder": str(self.folder), **own, **self.settings}
         return {"args": arguments, "attributes": {"saved": self.recorder.state_dict() if self.recorder else None}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Starts the record, or goes on with it from the checkpoint."""
-        batch = (state.train_batch_size or args.train_batch_size) * args.gradient_accumulation_steps * args.world_size
-        batch *= self.context
+        sequences = (state.train_batch_size or args.train_batch_size) * args.gradient_accumulation_steps
+        batch = self.batch or sequences * args.world_size * self.context
         known = dict(self.settings)
         model = kwargs["model"]
         config = getattr(model, "config", None)
@@ -85,6 +91,7 @@ class TransformersCallback(TrainerCallback, ExportableState):
             callbacks: Any = state.stateful_callbacks or {}
             kept = callbacks.get(type(self).__name__, {})
             self.recorder.load_state_dict(self.saved or kept.get("attributes", {}).get("saved"))
+        self.recorder.begin()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Asks for an evaluation where one is due."""
@@ -114,7 +121,7 @@ class TransformersCallback(TrainerCallback, ExportableState):
         **kwargs: Any,
     ) -> None:
         """Records the held-out loss."""
-        valid = (metrics or {}).get("eval_loss")
+        valid = (metrics or {}).get(self.valid)
         if self.recorder is not None and valid is not None:
             self.recorder.record(state.global_step, tokens=state.num_input_tokens_seen or None, valid=valid)
 

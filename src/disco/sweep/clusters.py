@@ -12,18 +12,22 @@ from disco.train.config import ConfigError, from_dict
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
-    """What all schedulers understand. A job trains one cohort of runs."""
+    """What all schedulers understand. A job trains one cohort of runs in one process, or one run in several."""
 
     jobs: int = 8
     """Jobs in the queue or running at the same time, at most; `--workers` replaces it."""
+    processes: int = 1
+    """Processes of a job on each node. Those of all nodes train one run, whose ``parallel`` sizes multiply to them."""
     cpus: int = 1
-    """Cores of a job, and threads of torch. With 1 the numbers are those of the local engine, to the bit."""
+    """Cores of a process, and threads of torch. With 1, and one process, the numbers are those of the local engine, to
+    the bit."""
     gpus: int = 0
+    """Of a job, on each node."""
     memory: float = 4.0
-    """GiB of a job; no more runs train together than fit."""
+    """GiB of a job, on each node; no more runs train together than fit."""
 
     def __post_init__(self) -> None:
-        for name, least in (("jobs", 1), ("cpus", 1), ("gpus", 0)):
+        for name, least in (("jobs", 1), ("processes", 1), ("cpus", 1), ("gpus", 0)):
             _require(getattr(self, name) >= least, f"{name} must be {least} or more, got {getattr(self, name)}")
         _require(math.isfinite(self.memory) and self.memory > 0, f"memory is a number of GiB, got {self.memory:g}")
 
@@ -31,6 +35,11 @@ class JobConfig:
     def memory_bytes(self) -> int:
         """Memory of a job in bytes."""
         return int(self.memory * 2**30)
+
+    @property
+    def world(self) -> int:
+        """Processes of a job on all nodes."""
+        return self.processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +50,8 @@ class SlurmConfig(JobConfig):
     partition: str | None = None
     qos: str | None = None
     constraint: str | None = None
+    nodes: int = 1
+    """Of a job."""
     time: int = 60
     """Minutes until Slurm ends a job. Before that it saves and is requeued, as often as it takes."""
     warning: int = 90
@@ -52,9 +63,15 @@ class SlurmConfig(JobConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require(self.nodes >= 1, f"nodes must be 1 or more, got {self.nodes}")
         _require(self.time > 0, f"time is a number of minutes, 1 or more, got {self.time}")
         _require(0 < self.warning < 60 * self.time, f"warning must lie within the time, got {self.warning} seconds")
         _require(not any(option.startswith("-") for option in self.options), "options are without dashes: name=value")
+
+    @property
+    def world(self) -> int:
+        """Processes of a job on all nodes."""
+        return self.nodes * self.processes
 
 
 @dataclass(frozen=True, kw_only=True)

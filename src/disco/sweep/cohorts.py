@@ -61,11 +61,12 @@ def group(
     Args:
         runs: those that are to be trained, their data prepared.
         stands_at: tokens that a run has been trained for before.
-        begun: what is left of interrupted cohorts; they stay as they are, so that they leave the same numbers.
+        begun: what is left of interrupted cohorts; they stay as they are, so that they leave the same numbers, unless
+            their runs now train on several processes, each alone.
         workers: processes that train cohorts at the same time.
         memory: bytes that they may use together.
     """
-    cohorts = list(begun)
+    cohorts = [part for cohort in begun for part in _trainable(cohort)]
     taken = {config.id for cohort in begun for config in cohort.runs}
     waiting = [config for config in runs if config.id not in taken]
     families: dict[tuple[str, int], list[TrainConfig]] = {}
@@ -79,13 +80,30 @@ def group(
     return sorted(cohorts, key=lambda cohort: -cohort.work)
 
 
+def _trainable(cohort: Cohort) -> list[Cohort]:
+    """The cohort, or where its runs train on several processes a cohort for each."""
+    if cohort.runs[0].parallel.processes == 1:
+        return [cohort]
+    return [Cohort((run,), cohort.compiled and _may_compile(run)) for run in cohort.runs]
+
+
 def _cohort(runs: Sequence[TrainConfig]) -> Cohort:
     pays = sum(map(work, runs)) >= COMPILED_WORK
-    return Cohort(tuple(runs), compiled=pays and shutil.which(os.environ.get("CXX", "g++")) is not None)
+    there = shutil.which(os.environ.get("CXX", "g++")) is not None
+    return Cohort(tuple(runs), compiled=pays and there and _may_compile(runs[0]))
+
+
+def _may_compile(config: TrainConfig) -> bool:
+    return config.parallel.tensor == 1  # see TrainConfig
 
 
 def largest(config: TrainConfig, memory: int) -> int:
-    """Runs like this one that a worker with so many bytes should train together; at least 1."""
+    """Runs like this one that a worker with so many bytes should train together; at least 1.
+
+    A run on several processes trains alone.
+    """
+    if config.parallel.processes > 1:
+        return 1
     fitting = int((memory - PROCESS_BYTES) / bytes_needed(config))
     return max(1, min(MEMBERS, TOKENS // config.batch, fitting))
 

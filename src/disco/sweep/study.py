@@ -35,8 +35,8 @@ from typing import Any
 from disco.runs.units import power
 from disco.sweep.adaptive.settings import Adaptive, read_adaptive
 from disco.sweep.axes import product, read_axes
-from disco.sweep.clusters import CLUSTERS, read_cluster
-from disco.train.config import ConfigError, DataConfig, TrainConfig, from_dict, number, to_dict
+from disco.sweep.clusters import CLUSTERS, JobConfig, read_cluster
+from disco.train.config import ConfigError, DataConfig, ParallelConfig, TrainConfig, from_dict, number, to_dict
 from disco.train.data import TokenStream, check
 
 Prepare = Callable[[DataConfig], DataConfig]
@@ -75,12 +75,13 @@ def new_tokens(config: TrainConfig) -> int:
     return config.horizon - (config.branch_tokens if config.parent else 0)
 
 
-def load_study(path: Path, prepare: Prepare) -> Study:
+def load_study(path: Path, prepare: Prepare, engine: str = "local") -> Study:
     """Reads a study file.
 
     Args:
         path: the TOML file.
         prepare: makes the data ready, so that run ids are known; called once per distinct data.
+        engine: what will train the runs, each on as many processes as its jobs have.
 
     Raises:
         ConfigError: one line that names the file and the key at fault.
@@ -92,7 +93,7 @@ def load_study(path: Path, prepare: Prepare) -> Study:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
     try:
-        return build_study(table, prepare, name=path.stem)
+        return build_study(table, prepare, name=path.stem, engine=engine)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -112,8 +113,8 @@ def check_data(study: Study, cache: Path) -> None:
         check(config, streams[key])
 
 
-def build_study(table: Mapping[str, Any], prepare: Prepare, name: str = "study") -> Study:
-    """The study that a study file's content describes.
+def build_study(table: Mapping[str, Any], prepare: Prepare, name: str = "study", engine: str = "local") -> Study:
+    """The study that a study file's content describes, to be trained by an engine.
 
     Raises:
         ConfigError: an unknown key, or a run that cannot be; without the file's name.
@@ -124,8 +125,7 @@ def build_study(table: Mapping[str, Any], prepare: Prepare, name: str = "study")
             raise ConfigError(
                 f"unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else ", ".join(SECTIONS))
             )
-    for engine in CLUSTERS:
-        read_cluster(engine, table)
+    jobs = {name: read_cluster(name, table) for name in CLUSTERS}
     name = table.get("name", name)
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w. -]*", name):
         raise ConfigError(f"name must be letters, digits, spaces and ._- (it names a folder), got {name!r}")
@@ -137,7 +137,9 @@ def build_study(table: Mapping[str, Any], prepare: Prepare, name: str = "study")
     tables: list[Mapping[str, Any]] = [point for grid in grids for point in product(base, read_axes(grid))] or [base]
     valid: list[TrainConfig] = [from_dict(TrainConfig, point) for point in tables]
     for config in valid:
-        config.parallel.fits(1)  # a run of a sweep is one process
+        _check_processes(config.parallel, engine, jobs.get(engine))
+        if engine not in CLUSTERS:
+            _check_device(config)
     prepared = _once(prepare)
     configs = [dataclasses.replace(config, data=prepared(config.data)) for config in valid]
     merged = _merge(configs)
@@ -149,6 +151,30 @@ def build_study(table: Mapping[str, Any], prepare: Prepare, name: str = "study")
     if "decay" in table:
         merged, branches = _branch(merged, table["decay"], notes)
     return Study(name, tuple(ordered(merged)), tuple(ordered(branches)), tuple(notes), adaptive)
+
+
+def _check_processes(parallel: ParallelConfig, engine: str, job: JobConfig | None) -> None:
+    """Makes sure that a run is for as many processes as a job has; without a job, in a local sweep, it is one."""
+    if parallel.processes == (job.world if job else 1):
+        return
+    if job is None:
+        raise ConfigError(
+            f"{parallel.product}, but a local sweep trains a run in one process; jobs of --engine slurm and ray can "
+            "have several (docs/cluster.md)"
+        )
+    nodes = f"{engine}.nodes x " if job.world > job.processes else ""
+    sizes = f"{job.world // job.processes} x {job.processes} = {job.world}" if nodes else job.processes
+    raise ConfigError(f"{parallel.product}, but {nodes}{engine}.processes is {sizes}; make them the same")
+
+
+def _check_device(config: TrainConfig) -> None:
+    """Makes sure that a run of a local sweep needs no GPU: its workers see none."""
+    device = config.parallel.device
+    if device == "cuda" or (config.precision == "bf16" and device == "auto"):
+        asked = "parallel.device is cuda" if device == "cuda" else "precision is bf16, which is for GPUs"
+        raise ConfigError(
+            f"a local sweep trains on CPU cores, but {asked}; set parallel.device to cpu, or use --engine slurm or ray"
+        )
 
 
 def _once(prepare: Prepare) -> Prepare:

@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from disco.errors import NoSpaceError, UserError
 from disco.runs.schema import Outcome
@@ -33,6 +33,12 @@ Reply = Callable[..., None]
 Train = Callable[[list[TrainConfig], Path, Progress, Ended, bool], object]
 
 REPORT_SECONDS = 0.5
+
+
+class Stop(Protocol):
+    """Says whether to leave the runs; asked after every step. An Event, for example."""
+
+    def is_set(self) -> bool: ...
 
 
 class StoppedError(Exception):
@@ -90,8 +96,13 @@ def serve(train: Train, commands: BinaryIO, replies: BinaryIO) -> None:
     reply("stopped")
 
 
-def attempt(train: Train, order: Mapping[str, Any], reply: Reply, stop: threading.Event) -> None:
+def attempt(
+    train: Train, order: Mapping[str, Any], reply: Reply, stop: Stop, fatal: tuple[type[Exception], ...] = ()
+) -> None:
     """Trains one cohort, and tells how that goes, from "progress" to "done", "broken" or "full".
+
+    Args:
+        fatal: errors that may have come from outside; it raises them, and the cohort is not "broken".
 
     Raises:
         StoppedError: ``stop`` was set; the runs have been left with checkpoints.
@@ -105,11 +116,12 @@ def attempt(train: Train, order: Mapping[str, Any], reply: Reply, stop: threadin
         else:
             reply("ended", run=run, outcome=str(result))
 
+    passed_on: tuple[type[Exception], ...] = (StoppedError, *fatal)
     try:
         configs: list[TrainConfig] = [from_dict(TrainConfig, config) for config in order["configs"]]
         train(configs, Path(order["runs"]), _reporter(reply, stop), ended, order["compiled"])
         reply("done")
-    except StoppedError:
+    except passed_on:
         raise
     except NoSpaceError as error:
         reply("full", reason=str(error))
@@ -123,7 +135,7 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
 
 
-def _reporter(reply: Reply, stop: threading.Event) -> Progress:
+def _reporter(reply: Reply, stop: Stop) -> Progress:
     last = 0.0
 
     def progress(step: int, tokens: int) -> None:

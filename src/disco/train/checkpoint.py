@@ -25,6 +25,8 @@ LATEST = "latest.pt"
 PREVIOUS = "previous.pt"
 """The one before the latest: the runs of a cohort save one after the other, so that it may be their last in common."""
 SHARDED = ".dcp"
+REPLACED = ".old.tmp"
+"""Ends the name of a hidden folder that a new checkpoint is taking the place of."""
 
 
 class DamagedError(UserError):
@@ -86,7 +88,14 @@ def set_aside(path: Path) -> Path:
 
 
 def clean(folder: Path) -> None:
-    """Removes what processes that were killed while they saved have left in a folder and the folders in it."""
+    """Removes what processes that were killed while they saved have left in a folder and the folders in it.
+
+    A checkpoint that was about to be replaced is put back (``distributed.checkpoint``).
+    """
+    for before in list(folder.rglob(f".*{REPLACED}")):
+        path = before.with_name(before.name[1:].removesuffix(REPLACED))
+        if not path.exists():
+            before.rename(path)
     _remove(list(folder.rglob(".*.tmp")))
 
 

@@ -128,7 +128,7 @@ class Program(Trainer):
 
     def keep(self, runs: Sequence[int]) -> None:
         self.configs = [self.configs[run] for run in runs]
-        index = torch.tensor(runs, device=self.model.rotation.device)
+        index = list(runs)  # for tensors of any device: settings are on the CPU
         kept: dict[Tensor, nn.Parameter] = {}
         for name, old in list(self.model.named_parameters()):
             kept[old] = nn.Parameter(old.detach()[index])
@@ -186,7 +186,7 @@ def _merged(values: Sequence[Any]) -> Any:
     return values[0] if len(set(values)) == 1 else torch.tensor(values, dtype=torch.float64)
 
 
-def _taken(setting: Any, index: Tensor) -> Any:
+def _taken(setting: Any, index: list[int]) -> Any:
     if isinstance(setting, tuple):
         return tuple(_taken(part, index) for part in setting)
     return setting[index] if isinstance(setting, Tensor) else setting

@@ -209,19 +209,28 @@ class ParallelConfig:
         """Parts into which a batch is cut."""
         return self.replicate * self.shard
 
+    @property
+    def processes(self) -> int:
+        """How many a run trains on."""
+        return self.data_ranks * self.tensor
+
+    @property
+    def product(self) -> str:
+        """The sizes and what they multiply to, for messages."""
+        sizes = f"{self.replicate} x {self.shard} x {self.tensor}"
+        return f"parallel.replicate x shard x tensor is {sizes} = {self.processes}"
+
     def fits(self, processes: int) -> None:
         """Makes sure that the sizes multiply to the number of processes.
 
         Raises:
             ConfigError: they do not.
         """
-        asked = self.data_ranks * self.tensor
         have = "torchrun started" if processes > 1 else "there is"
         require(
-            asked == processes,
-            f"parallel.replicate x shard x tensor is {self.replicate} x {self.shard} x {self.tensor} = {asked}, but "
-            f"{have} {processes} process{'es' if processes > 1 else ''}; make the sizes multiply to that, or start it "
-            f"with torchrun --nproc-per-node {asked} -m disco train ...",
+            self.processes == processes,
+            f"{self.product}, but {have} {processes} process{'es' if processes > 1 else ''}; make the sizes multiply "
+            f"to that, or start it with torchrun --nproc-per-node {self.processes} -m disco train ...",
         )
 
 

@@ -110,9 +110,14 @@ class ShardedProgram(Trainer):
     def __init__(self, config: TrainConfig, team: Ranks, compiled: bool) -> None:
         super().__init__(config)
         self._config, self._team = config, team
-        self.model = Llama(config.model, config.data.vocab).to(self.device)
+        cut = config.parallel.shard * config.parallel.tensor > 1
+        with torch.device("meta" if cut else self.device):  # what is cut need not fit on a device
+            self.model = Llama(config.model, config.data.vocab)
         self.model.recompute(config.parallel.recompute)
         self._loss = spread(self.model, team.mesh, compiled or config.compile)
+        if cut:
+            self.model.to_empty(device=self.device)
+        self.model.rotate_anew()
         replicas = dist.group.WORLD if isinstance(self._loss, DistributedDataParallel) else None
         groups = optimizer_groups(self.model, config.optimizer)
         self.optimizer = Disco(groups, replicas=replicas, fast=False, **optimizer_settings(config.optimizer))
@@ -159,7 +164,7 @@ class ShardedProgram(Trainer):
         passes = math.ceil(math.ceil(len(tokens) / parts) / rows)
         total = torch.zeros(2, dtype=torch.float64)
         for index in range(passes):  # as many as the other ranks make, for they exchange parameters
-            counts = index < len(mine)
+            counts = index < len(mine) and len(mine[index][0]) > 0
             chunk, target = mine[index] if counts else (tokens[:1], targets[:1])
             with self._precision():
                 loss = self.model.loss(chunk.to(self.device), target.to(self.device))

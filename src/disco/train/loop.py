@@ -25,7 +25,7 @@ from disco.train.config import TrainConfig, cohort_key
 from disco.train.data import TokenStream, check, prepare
 from disco.train.member import Member
 from disco.train.schedule import evaluation_points, learning_rate_factor
-from disco.train.team import Team
+from disco.train.team import Team, TrainingStoppedError
 
 Progress = Callable[[int, int], None]
 Ended = Callable[[str, Outcome | UserError], None]
@@ -41,12 +41,13 @@ def train(config: TrainConfig, runs: Path, progress: Progress | None = None, tea
         config: the run; its data are prepared if they are not yet.
         runs: folder of run records; the run's own is ``runs / config.id``.
         progress: called with (step, tokens) after every step; what it raises ends the training, resumably.
-        team: the processes that train it, all of which call this.
+        team: the processes that train it, all of which call this, with a ``progress`` or all without.
 
     Returns:
         ``finished``, or ``diverged`` when the training loss exploded, or it or a held-out loss was not finite.
 
     Raises:
+        TrainingStoppedError: another process's ``progress`` has raised something.
         UserError: bad data, a corpus too short for the horizon, an unwritable folder, damaged checkpoints, another
             process that trains the same run, or a ``parallel`` section for another number of processes.
     """
@@ -161,6 +162,8 @@ class _Cohort:
                 self.program.load(index, path)
         self.valid = [torch.from_numpy(part) for part in streams[self.config.seed].valid_blocks()]
         self.clock = time.monotonic()
+        self._saved: int | None = None
+        """Step of the checkpoint that was made last."""
 
     def go(self, progress: Progress | None) -> None:
         """Trains to the horizon."""
@@ -171,7 +174,7 @@ class _Cohort:
         every = min(member.config.checkpoint_seconds for member in self.members)
         saved_at = self.clock
         if self.step == 0 and first == 0:
-            self._record(with_valid=True)
+            self._diverged(self._record(with_valid=True))
         while self.step < last and self.members:
             diverged = self._step()
             if self.step in points and self.step > first:
@@ -182,8 +185,7 @@ class _Cohort:
             if diverged or self.step == last or self.team.agree(self.clock - saved_at >= every):
                 self._save()  # before a run ends: the others resume without it from here on
                 saved_at = self.clock
-            for member, reason in diverged.items():
-                self._end(member, Outcome.DIVERGED, reason)
+            self._diverged(diverged)
             if progress is not None and self.members:
                 self._report(progress)
         self.program.settle()
@@ -245,16 +247,26 @@ class _Cohort:
         return gone
 
     def _report(self, progress: Progress) -> None:
+        tokens, error = self.step * self.config.batch, None
         try:
-            progress(self.step, self.step * self.config.batch)
-        except BaseException:  # told to stop: keep what was trained
+            progress(self.step, tokens)
+        except BaseException as raised:
+            error = raised
+        if self.team.agree(error is not None):  # told to stop: keep what was trained
             self._save()
             self.program.settle()
-            raise
+            raise error or TrainingStoppedError(tokens)
 
     def _save(self) -> None:
+        if self._saved == self.step:
+            return
+        self._saved = self.step
         for index, member in enumerate(self.members):
             self.program.save(index, member.checkpoints, member.header())
+
+    def _diverged(self, reasons: dict[Member, str]) -> None:
+        for member, reason in reasons.items():
+            self._end(member, Outcome.DIVERGED, reason)
 
     def _end(self, member: Member, outcome: Outcome, reason: str = "") -> None:
         member.finish(outcome, reason, self.streams[member.config.seed].passes(member.tokens))

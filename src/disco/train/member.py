@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 
 from disco._version import __version__
+from disco.errors import UserError
 from disco.groups import param_groups
 from disco.runs.horizons import WINDOW
 from disco.runs.lock import LOCK, locked
@@ -227,7 +228,13 @@ class Member:
             kept = checkpoint.path_at(folder, config.branch_tokens)
             sharded = [kept.with_suffix(checkpoint.SHARDED), checkpoint.path_of_latest(folder, config.branch_tokens)]
             for path in (kept, folder / checkpoint.LATEST, *sharded):
-                header = checkpoint.read_header(path)
+                try:
+                    header = checkpoint.read_header(path)
+                except checkpoint.DamagedError as error:
+                    problem = str(error).partition(";")[0]
+                    raise UserError(
+                        f"{problem}; it is where run {config.id} starts: delete it to train the part before it again"
+                    ) from error
                 if header is not None and header["state"]["step"] == start:
                     return path, header["state"]
         return None, {}

@@ -174,9 +174,7 @@ class Llama(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = _norm(config, "output" in norm_sites(config.placement))
         self.output = Linear(config.width, vocab, bias=False)
-        self.register_buffer(
-            "rotation", rotations(config.context, config.head_size, config.rope_theta), persistent=False
-        )
+        self.register_buffer("rotation", self._rotations(), persistent=False)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of the next token at each position; T is at most the context."""
@@ -193,6 +191,13 @@ class Llama(nn.Module):
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean cross entropy in nats, in fp32."""
         return cross_entropy(self(tokens_BT).flatten(-3, -2), targets_BT.flatten(-2))
+
+    def _rotations(self) -> Tensor:
+        return rotations(self.config.context, self.config.head_size, self.config.rope_theta)
+
+    def rotate_anew(self) -> None:
+        """Computes the rotations on the CPU, as for a model that was made there: for one that was made elsewhere."""
+        self.rotation.copy_(self._rotations())
 
     def recompute(self, wanted: bool) -> None:
         """Turns activation checkpointing of the blocks on or off."""

@@ -14,6 +14,14 @@ from disco.train.trainer import Trainer
 T = TypeVar("T")
 
 
+class TrainingStoppedError(Exception):
+    """The training was told to stop at some number of ``tokens``, in this process or in another one of its team."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(f"stopped at {tokens:,} tokens, and saved")
+        self.tokens = tokens
+
+
 class Team:
     """This process alone.
 

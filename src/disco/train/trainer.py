@@ -129,7 +129,7 @@ def device_of(config: TrainConfig) -> torch.device:
     """Where this process trains.
 
     Raises:
-        UserError: a GPU is asked for and not here, or bf16 on a CPU that was not asked for.
+        UserError: a GPU is asked for and not here, more processes than GPUs, or bf16 on a CPU that was not asked for.
     """
     asked = config.parallel.device
     there = torch.cuda.is_available()
@@ -139,6 +139,12 @@ def device_of(config: TrainConfig) -> torch.device:
         raise UserError("precision is bf16, which is for GPUs, but there is none here; or set parallel.device to cpu")
     if asked == "cpu" or not there:
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    index, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if index >= count:
+        raise UserError(
+            f"torchrun started process {index} (they count from 0) on this machine, but torch finds {count} "
+            f"GPU{'s' * (count != 1)}; use at most --nproc-per-node {count}, or set parallel.device to cpu"
+        )
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device

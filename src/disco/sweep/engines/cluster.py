@@ -218,7 +218,9 @@ class _Cluster(Course):
 
     def _order(self, key: str, job: Job) -> Path:
         path = self.out / JOBS / f"{key}.json"
-        write_json(path, job.order(self.out) | {"threads": self.queue.config.cpus})
+        config = self.queue.config
+        shape = {"threads": config.cpus, "processes": config.processes, "nodes": config.world // config.processes}
+        write_json(path, job.order(self.out) | shape)
         return path
 
     def _submit(self) -> None:

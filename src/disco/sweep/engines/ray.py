@@ -59,7 +59,7 @@ class RayQueue:
                 entrypoint=f"exec {command}",
                 submission_id=submission,
                 runtime_env={"env_vars": variables},
-                entrypoint_num_cpus=config.cpus,
+                entrypoint_num_cpus=config.cpus * config.processes,
                 entrypoint_num_gpus=config.gpus,
                 entrypoint_memory=config.memory_bytes,
             ),

@@ -12,6 +12,7 @@ from disco.errors import UserError
 from disco.sweep.clusters import SlurmConfig
 from disco.sweep.engines._queue import FullError, JobState, Phase, QueueError
 from disco.sweep.engines.task import perform
+from disco.sweep.engines.torchrun import STANDALONE
 from disco.train.calibrate import environment
 
 QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
@@ -27,12 +28,14 @@ FOR_NOW = (
     "job submit limit",
 )
 """What sbatch says when a limit of jobs is reached: MaxJobCount of the cluster, MaxSubmitJobs of an account or QOS."""
+PORTS = range(20000, 30000)
+"""For the rendezvous of a job on several nodes: below those that systems give out."""
 SECONDS = 60
 """How long a command of Slurm may take."""
 
 
 class SlurmTask:
-    """A job of ``task.py``, as submitit carries it to the node.
+    """A job of ``task.py``, as submitit carries it to each of the job's nodes.
 
     Before its time is over, and at SIGTERM, it saves and goes back into the queue, unless it was cancelled or Slurm
     requeues it already.
@@ -43,7 +46,9 @@ class SlurmTask:
 
     def __call__(self) -> None:
         """Trains; does not return if it is requeued."""
-        if perform(self.order) and _asked("squeue", "-h", "-j", _own_id(), "-o", "%T") == "RUNNING":
+        node = int(os.environ["SLURM_NODEID"])
+        stopped = perform(self.order, node=node, rendezvous=_rendezvous(node))
+        if stopped and node == 0 and _asked("squeue", "-h", "-j", _own_id(), "-o", "%T") == "RUNNING":
             _asked("scontrol", "requeue", _own_id())
 
 
@@ -86,11 +91,15 @@ class SlurmQueue:
             "gpus_per_node": config.gpus or None,
         }
         one_thread = {key: environment()[key] for key in ("GLIBC_TUNABLES", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        cores = config.cpus * config.processes
         threads = one_thread | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(config.cpus))
         options = [option.partition("=") for option in config.options]
         return {key: value for key, value in optional.items() if value is not None} | {
             "time": config.time,
-            "cpus_per_task": config.cpus,
+            "nodes": config.nodes,
+            "ntasks_per_node": 1,
+            "cpus_per_task": cores,
+            "srun_args": [f"--cpus-per-task={cores}"],  # since Slurm 22.05 it does not take them from sbatch
             "mem": f"{config.memory_bytes // 2**20}MB",
             "signal_delay_s": config.warning,
             "stderr_to_stdout": True,
@@ -137,6 +146,18 @@ def _own_id() -> str:
     """The job that this process is; the plain SLURM_JOB_ID of one job of an array means the whole array."""
     array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{index}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def _rendezvous(node: int) -> Sequence[str]:
+    """How the launchers of torchrun on the nodes of this job find each other: the first node has the store."""
+    count = os.environ["SLURM_JOB_NUM_NODES"]
+    if count == "1":
+        return STANDALONE
+    first = _asked("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).splitlines()[0]
+    tries = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    port = PORTS[0] + (int(os.environ["SLURM_JOB_ID"]) + 101 * tries) % len(PORTS)
+    options = {"nnodes": count, "node-rank": node, "master-addr": first, "master-port": port}
+    return tuple(f"--{name}={value}" for name, value in options.items())
 
 
 def _asked(*command: str) -> str:

@@ -1,7 +1,8 @@
 """What a job of a cluster does: trains one cohort, ``python -m disco.sweep.engines.task <jobs>/<key>.json``.
 
 It appends to <key>.jsonl the messages that a worker sends (``sweep/worker.py``), "ready" at each start, and prints to
-<key>.log. Told to stop by a signal it leaves the runs with checkpoints.
+<key>.log. Told to stop by a signal it leaves the runs with checkpoints. Where it has several processes, ``torchrun.py``
+has what they do.
 """
 
 from __future__ import annotations
@@ -11,23 +12,30 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from disco.sweep.engines.torchrun import SIGNALS, STANDALONE, launch
 from disco.sweep.worker import StoppedError, Train, attempt
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
-
-def perform(order: Path, train: Train | None = None) -> list[int]:
+def perform(
+    order: Path, train: Train | None = None, node: int = 0, rendezvous: Sequence[str] = STANDALONE
+) -> list[int]:
     """Trains what ``order`` says.
 
     Args:
-        order: <key>.json, what a worker is told and "threads", the number for torch.
-        train: what trains; ``train.loop.train_cohort`` if not given.
+        order: <key>.json, what a worker is told, "threads", the number for torch, and "processes" on each of "nodes".
+        train: what trains, in this process; ``train.loop.train_cohort`` if not given.
+        node: which of the job's nodes this is.
+        rendezvous: how the torchruns of several find each other.
 
     Returns:
         The signals that stopped it; none if it came to its end.
+
+    Raises:
+        RuntimeError: one of several processes died.
     """
     stop, received = threading.Event(), []
 
@@ -38,10 +46,12 @@ def perform(order: Path, train: Train | None = None) -> list[int]:
     for number in SIGNALS:
         signal.signal(number, told)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with order.with_suffix(".log").open("ab") as log:
+    with order.with_suffix(f".{node}.log" if node else ".log").open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     content = json.loads(order.read_bytes())
+    if train is None and content["nodes"] * content["processes"] > 1:
+        return received if launch(order, content["processes"], rendezvous, stop) else []
     if train is None:
         import torch
 
