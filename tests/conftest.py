@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+SHARING = ("distributed", "cluster")
+"""Folders whose tests run in one process, where many run tests (pytest-xdist)."""
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -15,9 +17,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:  # a file's tests share fixtures, and the distributed ones a pool: they stay in one process
+    for (
+        item
+    ) in items:  # tests of a file share fixtures, those of some folders a pool or daemons: they stay in one process
         folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group("distributed" if folder == "distributed" else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group(folder if folder in SHARING else str(item.path)))
     if not config.getoption("--full"):
         for item in items:
             if "full" in item.keywords:
