@@ -144,12 +144,12 @@ def test_until_the_end_there_is_the_one_before(world, tmp_path):
         assert found == before
 
 
-def test_a_rank_that_died_meanwhile_is_one_line(tmp_path):
+def test_a_rank_that_died_meanwhile_is_said_with_the_checkpoint(tmp_path):
     saver = checkpoint.Saver.__new__(checkpoint.Saver)
     future: Future[Any] = Future()
     future.set_exception(RuntimeError("[gloo/transport] Connection closed by peer\nand more"))
     saver._running = tmp_path / "a.dcp", future
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(RuntimeError) as caught:
         saver.settle()
     assert str(caught.value) == (
         f"the checkpoint {tmp_path / 'a.dcp'} is not complete: another process has died or is late ([gloo/transport] "

@@ -75,7 +75,8 @@ class Saver:
         """Waits until what was begun is on disk.
 
         Raises:
-            UserError: it could not be written, or a rank has died; a NoSpaceError if the disk is full.
+            UserError: it could not be written; a NoSpaceError if the disk is full.
+            RuntimeError: a rank has died or is late; the process group's error is its cause.
         """
         if self._running is not None:
             (path, future), self._running = self._running, None
@@ -89,7 +90,7 @@ class Saver:
                     raise unwritable(path, why) from error
                 raise UserError(f"cannot write {path}: {_line(why)}") from error
             except RuntimeError as error:  # of the process group
-                raise UserError(
+                raise RuntimeError(
                     f"the checkpoint {path} is not complete: another process has died or is late ({_line(error)}); "
                     "start all of them again, and they go on from the one before"
                 ) from error
