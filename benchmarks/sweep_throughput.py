@@ -46,6 +46,9 @@ CONTEXT, VOCAB = 128, 256
 GOALS = {(32, 256): 3.0, (32, 1024): 2.0, (32, 8192): 1.5, (64, 256): 2.0, (64, 1024): 1.5, (64, 8192): 1.3}
 """Wanted speed of the cohort over a plain loop by (width, batch); 1 where there is none."""
 
+MEMBERS = (1, 2, 4, 8, 16, 32)
+COLOURS = {"grouped": "#1f77b4", "compiled": "#2ca02c", "plain": "#d62728"}
+
 Step = Callable[[], Any]
 TEXT = torch.randint(VOCAB, (2**20,), generator=torch.Generator().manual_seed(0))
 
@@ -287,7 +290,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each arm in each round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--plot", type=Path, help="an .html or .png file for cost against members and model size")
+    parser.add_argument("--plot", type=Path, help="an .html file: cost against members and size")
     parser.add_argument("--profile", action="store_true", help="where the time of the cohort goes")
     parser.add_argument("--out", type=Path, help="a .json file for the numbers")
     options = parser.parse_args()
@@ -315,33 +318,50 @@ def main() -> None:
         if options.profile:
             size = min(options.members, largest(config, 2**33))
             print("".join(f"    {100 * part:4.1f}% {name}\n" for name, part in profiled(ours(config, size))))
+    costs = members_costs(options.seconds / 2, options.rounds)
     if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        options.out.write_text(json.dumps({"arms": results, "costs": costs}, indent=1) + "\n")
     if options.plot:
-        draw_costs(options.plot, options.seconds / 2, options.rounds)
+        picture(results, costs, options.plot)
 
 
-def draw_costs(path: Path, seconds: float, rounds: int) -> None:
-    """Cost of a token against members, for each size, at the smallest batch, over that of a run alone."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+def members_costs(seconds: float, rounds: int) -> list[dict[str, Any]]:
+    """Time per token by the number of members, over that of a run alone, for each size at small batches."""
+    costs = []
     for width, depth, head in SIZES:
         for batch in BATCHES[:2]:
-            config, counts = base(width, depth, head, batch), (1, 2, 4, 8, 16, 32)
-            arms = {str(count): (ours(config, count), count * batch) for count in counts}
+            config = base(width, depth, head, batch)
+            arms = {str(count): (ours(config, count), count * batch) for count in MEMBERS}
             speed = fastest(arms, seconds, rounds)
-            cost = [speed["1"] / speed[str(count)] for count in counts]
+            cost = [speed["1"] / speed[str(count)] for count in MEMBERS]
             name = f"width {width}, depth {depth}, batch {batch:,}"
-            print(f"{name}: cost of a token over that of a run alone, 1 to 32 members:", [round(c, 2) for c in cost])
-            figure.add_scatter(x=counts, y=cost, name=name, mode="lines+markers")
-    figure.update_xaxes(type="log", title="members of the cohort", tickvals=[1, 2, 4, 8, 16, 32])
-    figure.update_yaxes(title="time per token over that of a run alone", rangemode="tozero")
-    figure.update_layout(template="plotly_white")
-    if path.suffix == ".html":
-        figure.write_html(path, include_plotlyjs="cdn")
-    else:
-        figure.write_image(path)
+            print(f"{name}: time per token over that of a run alone, {MEMBERS} members:", [round(c, 2) for c in cost])
+            costs.append({"name": name, "cost": cost})
+    return costs
+
+
+def picture(results: list[dict[str, Any]], costs: list[dict[str, Any]], path: Path) -> None:
+    """Cost against members (left) and against model size (right), as a page."""
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(1, 2, subplot_titles=("a token of a cohort", "a token of a 16-member sweep"))
+    for item in costs:
+        figure.add_scatter(x=MEMBERS, y=item["cost"], name=item["name"], mode="lines+markers", row=1, col=1)
+    for batch, dash in zip(BATCHES, ("solid", "dash", "dot"), strict=True):
+        for arm in ("grouped", "compiled", "plain"):
+            own = [item for item in results if item["batch"] == batch]
+            cost = [1e6 / item[arm] for item in own]
+            figure.add_scatter(
+                x=[operations(base(*size, batch).model) / 1e6 for size in SIZES], y=cost,
+                name=f"{arm}, batch {batch:,}",
+                mode="lines+markers", line={"dash": dash, "color": COLOURS[arm]}, row=1, col=2,
+            )  # fmt: skip
+    figure.update_xaxes(type="log", title="members", tickvals=MEMBERS, row=1, col=1)
+    figure.update_yaxes(title="time over that of a run alone", rangemode="tozero", row=1, col=1)
+    figure.update_xaxes(type="log", title="million operations per token", dtick=1, row=1, col=2)
+    figure.update_yaxes(type="log", title="microseconds", dtick=1, row=1, col=2)
+    figure.update_layout(template="plotly_white", width=1200, height=560)
+    figure.write_html(path, config={"displayModeBar": False})
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ class Tally:
         what = f"{self.studies} studies, {bootstraps} resamples of whole runs, {len(OCTAVES)} horizons each"
         lines = [
             "# Coverage of the plan's 90% intervals on known truth", "",
-            f"`python -m benchmarks.coverage.plan`: {what}. Stage chosen by the rolling origin: {chosen}.", "",
+            f"`python -m benchmarks.coverage.plan --studies {self.studies}`: {what}. Stage chosen by the rolling origin: {chosen}.", "",
             *_table(("quantity", "n", "none", "coverage", "bias", "rms error", "median width"), self._overall(names)),
             "", "Bias, error and width in octaves (a planned batch is rounded to a power of two); of the cost in nats.",
             "", "Coverage by group:", "",

@@ -24,6 +24,7 @@ from disco.runs.table import columns
 from disco.runs.units import counted, duration
 from disco.runs.writer import write_json
 from disco.sweep.adaptive.rounds import Entry, run_rounds, scans
+from disco.sweep.engines._pool import Pool
 from disco.sweep.engines.local import Result, run_study
 from disco.sweep.forecast import Forecast, forecast_study
 from disco.sweep.progress import display
@@ -67,16 +68,18 @@ def run(
     else:
         _announce(study, expected, out)
 
-    def train(plan: Study) -> Result:
-        return run_study(plan, out, workers=workers, show=display(as_json))
-
     def tell(entry: Entry) -> None:
         if as_json:
             _event("round", **dataclasses.asdict(entry))
         else:
             print(entry, flush=True)
 
-    result = run_rounds(study, out, train, tell) if study.adaptive else train(study)
+    with Pool() as pool:
+
+        def train(plan: Study) -> Result:
+            return run_study(plan, out, workers=workers, show=display(as_json), pool=pool)
+
+        result = run_rounds(study, out, train, tell) if study.adaptive else train(study)
     if result.signal is not None:
         if as_json:
             _event("result", out=str(out), **dataclasses.asdict(result))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from disco.errors import UserError
+from disco.errors import NoSpaceError, UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -17,7 +20,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Its folder must exist.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written; a NoSpaceError if the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -26,14 +29,29 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write {path}: {error.strerror}; choose another place or make room") from error
+        cause: BaseException | None = error
+        if isinstance(error, RuntimeError):  # of torch.save, after the cause
+            cause = error.__context__
+        if isinstance(cause, OSError):
+            raise unwritable(path, cause) from error
         raise
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """What to raise when ``path`` cannot be written."""
+    if error.errno in FULL:
+        return NoSpaceError(f"cannot write {path}: {error.strerror}; make room, then give the same command again")
+    return UserError(f"cannot write {path}: {error.strerror or error}; choose another place")
+
+
+def sync_folder(folder: Path) -> None:
+    """Returns when the names in a folder are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

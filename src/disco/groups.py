@@ -26,10 +26,17 @@ OUTPUT_NAMES = ("output", "lm_head", "unembed", "unembedding", "embed_out", "hea
 """Last part of the names that output layers commonly have."""
 
 IN_OUT_EXPERTS = ("Llama4TextExperts", "GptOssExperts")
-"""Modules of transformers whose 3-D expert weights are stored [expert, in, out]; all others are taken as out_in."""
+"""Modules of transformers whose 3-D expert weights are stored [expert, in, out], besides those that say so themselves
+(``is_transposed``); all others are taken as out_in."""
 
-FUSED = {("MultiheadAttention", "in_proj_weight"): 3, ("Conv1D", "c_attn"): 3, ("Linear", "gate_up_proj"): 2}
-"""(kind of module, its name or the parameter's) -> equal parts of the outputs: queries, keys, values; gate, up."""
+FUSED = {
+    ("MultiheadAttention", "in_proj_weight"): 3,
+    ("Conv1D", "c_attn"): 3,
+    ("Linear", "gate_up_proj"): 2,
+    ("Llama4TextExperts", "gate_up_proj"): 2,
+}
+"""(kind of module, its name or the parameter's) -> equal parts of the outputs: queries, keys, values; gate, up. The
+experts of transformers say themselves whether gate and up lie one after the other (``is_concatenated``)."""
 
 _POSITIONS = re.compile(r"(^|[._])(pos|wpe)")
 """In the name of an embedding: its rows are positions, not a vocabulary."""
@@ -232,17 +239,21 @@ def _decide_one(name: str, short: str, param: Tensor, module: nn.Module) -> Deci
             return Decision(name, param, "hidden", "rms_to_rms", layout="in_out", reason="Conv1D, stored in x out")
         why = kind if isinstance(module, nn.Linear) else f"matrix {short!r} of {kind}, taken as out x in"
         return Decision(name, param, "hidden", "rms_to_rms", reason=why)
-    layout = "in_out" if kind in IN_OUT_EXPERTS else "out_in"
+    layout = "in_out" if kind in IN_OUT_EXPERTS or getattr(module, "is_transposed", False) else "out_in"
     why = f"{kind}: a batch of matrices, taken as {layout.replace('_', ' x ')}"
     return Decision(name, param, "hidden", "rms_to_rms", layout=layout, batch_dims=param.ndim - 2, reason=why)
 
 
 def _fused(decision: Decision, module: nn.Module) -> Decision:
     """The decision, with the number of parts where several matrices share the parameter."""
-    count = FUSED.get((type(module).__name__, layer_name(decision.name).rpartition(".")[2]))
-    if count is None or decision.param.ndim != 2:
+    short = layer_name(decision.name).rpartition(".")[2]
+    count = FUSED.get((type(module).__name__, short))
+    if short == "gate_up_proj" and getattr(module, "is_concatenated", False):
+        count = 2
+    if count is None or decision.param.ndim < 2:
         return decision
-    into, out = decision.param.shape if decision.layout == "in_out" else reversed(decision.param.shape)
+    matrix = decision.param.shape[-2:]
+    into, out = matrix if decision.layout == "in_out" else reversed(matrix)
     if out % count or (count == 3 and out != 3 * into):  # GPT-2's cross-attention has keys and values only
         return decision
     return replace(decision, options=(("split", count),), reason=f"{decision.reason}; {count} matrices in one")
@@ -250,6 +261,8 @@ def _fused(decision: Decision, module: nn.Module) -> Decision:
 
 def _output_weight(model: nn.Module) -> tuple[Tensor | None, str]:
     """Weight of the layer to the vocabulary, and how it was found."""
+    if any(getattr(model, name, model) is None for name in OUTPUT_NAMES):
+        return None, ""  # a stage of a pipeline, whose head is elsewhere
     get = getattr(model, "get_output_embeddings", None)
     found = get() if callable(get) else None
     if isinstance(found, nn.Module) and isinstance(found.weight, Tensor):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from disco.base import parameter_names
 from disco.groups import layer_name
-from disco.runs.schema import norm_key
+from disco.runs.schema import Metric, norm_key
 from disco.scion import Scion
 
 T = TypeVar("T")
@@ -18,7 +19,7 @@ EXTRA: Mapping[str, Sequence[str]] = {"input": ("rms_to_rms", "rms_to_inf"), "ou
 class Measures(Protocol):
     """What a probe asks: an optimizer that can tell the norms of its parameters."""
 
-    param_groups: list[dict[str, object]]
+    param_groups: list[dict[str, Any]]
 
     def norms(
         self, which: str | None = None, of: str = "weights", groups: Sequence[str] | None = None
@@ -56,6 +57,26 @@ def measure_each(optimizer: Scion, extra: Mapping[str, Sequence[str]] = EXTRA) -
         norms = optimizer.norms_each(which, of, groups=[label])
         result |= _by_key({name: values.tolist() for name, values in norms.items()}, which, of)
     return [dict(zip(result, values, strict=True)) for values in zip(*result.values(), strict=True)]
+
+
+def layers(optimizer: Measures) -> dict[str, list[str]]:
+    """Layer group -> its layers: parameter names without a final ".weight"."""
+    result: dict[str, list[str]] = {}
+    for index, group in enumerate(optimizer.param_groups):
+        result.setdefault(str(group["group"]), []).extend(map(layer_name, parameter_names(group, index)))
+    return result
+
+
+def largest(line: Mapping[str, float], layers: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """``norm/<group>/<norm>`` -> that of the group's largest layer, of the norms of weights in a line of metrics."""
+    group_of = {layer: group for group, own in layers.items() for layer in own}
+    prefix, result = f"{Metric.NORM}weights/", dict[str, float]()
+    for key, value in line.items():
+        if key.startswith(prefix):
+            which, layer = key.removeprefix(prefix).split("/", 1)
+            name = f"{Metric.NORM}{group_of[layer]}/{which}"
+            result[name] = max(value, result.get(name, value))
+    return result
 
 
 def _questions(

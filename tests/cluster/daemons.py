@@ -110,7 +110,15 @@ class _Daemons:
 
 
 class Slurm(_Daemons):
-    """munged, slurmctld and slurmd with one node of one core, so that one of two jobs has to wait."""
+    """munged, slurmctld and slurmd with one node of one core, so that one of two jobs has to wait.
+
+    Args:
+        settings: more lines of slurm.conf.
+    """
+
+    def __init__(self, *settings: str) -> None:
+        super().__init__()
+        self.settings = settings
 
     def _start(self) -> None:
         if not shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin"):
@@ -125,7 +133,8 @@ class Slurm(_Daemons):
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
         settings = {"host": self.host, "user": getpass.getuser(), "folder": folder, "cpus": 1}
-        (folder / "slurm.conf").write_text(CONF.format(controller=_port(), node=_port(), **settings))
+        conf = CONF.format(controller=_port(), node=_port(), **settings)
+        (folder / "slurm.conf").write_text("\n".join((conf, *self.settings, "")))
         self.environment |= {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin"}
         files = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munged.pid", "seed-file": "munge.seed"}
         options = [f"--{option}={folder / file}" for option, file in files.items()]

@@ -20,7 +20,8 @@ from sweeps import records, write_study
 
 from disco.runs.lock import LOCK, holder
 from disco.runs.reader import read_run
-from disco.runs.schema import CHECKPOINTS
+from disco.runs.schema import CHECKPOINTS, SUMMARY
+from disco.sweep.adaptive.rounds import ROUNDS
 from disco.sweep.record import QUEUED
 
 pytestmark = pytest.mark.full
@@ -48,8 +49,8 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     return records(folder / "out"), (folder / "out" / "cohorts.json").read_bytes()
 
 
-def start(study: Path, out: Path, engine: str, environment: dict[str, str]) -> subprocess.Popen[str]:
-    command = ["sweep", "run", str(study), "--out", str(out), "--engine", engine, "--workers", "2", "--json"]
+def start(study: Path, out: Path, engine: str, environment: dict[str, str], workers: int = 2) -> subprocess.Popen[str]:
+    command = ["sweep", "run", str(study), "--out", str(out), "--engine", engine, "--workers", str(workers), "--json"]
     return subprocess.Popen(
         [sys.executable, "-m", "disco", *command],
         stdout=subprocess.PIPE,
@@ -74,8 +75,8 @@ def disco(cluster: Cluster, *arguments: str) -> dict[str, Any]:
     return document
 
 
-def wait(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + SECONDS
+def wait(condition: Callable[[], Any], seconds: float = SECONDS) -> Any:
+    deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -214,6 +215,55 @@ def test_slurm_refuses(slurm: Slurm, tmp_path: Path) -> None:
     assert "disco: error: Slurm refused 2 jobs: sbatch: error:" in errors
     assert "invalid partition specified: none" in errors
     assert not (tmp_path / "out" / QUEUED).exists()
+
+
+def test_slurm_full(tmp_path: Path, expected: tuple[dict[str, Any], bytes], capsys: pytest.CaptureFixture[str]) -> None:
+    """A Slurm that takes two jobs, which are somebody else's; sbatch itself tries for two minutes."""
+    out = tmp_path / "out"
+    with Slurm("MaxJobCount=3", "MinJobAge=2") as full, watched(full, capsys) as seen:
+        for _ in range(2):
+            assert full.ask("sbatch", "--hold", "--job-name=others", "--wrap=true")
+        sweep = start(write(tmp_path, "slurm", time=10, memory=1), out, "slurm", full.environment, workers=1)
+        wait(lambda: (out / QUEUED).exists())
+        wait(lambda: not (out / QUEUED).exists())
+        assert states(disco(full, "sweep", "status", str(out))) == {"waiting"}
+        assert sweep.poll() is None
+        full.ask("scancel", "--name=others")
+        wait(lambda: read_summaries(out) == 8, seconds=3 * SECONDS)
+        result = finish(sweep)
+    (refused,) = (note for note in result["notes"] if "refused" in note)
+    assert refused.startswith("Slurm refused 1 jobs: sbatch: error: ")
+    assert refused.endswith("Resource temporarily unavailable; trying again every 30 seconds")
+    assert (result["finished"], result["failed"], result["waiting"]) == (8, {}, 0)
+    assert records(out) == expected[0]
+    messages = [file.read_text().count('"ready"') for file in (out / "jobs").glob("*.jsonl")]
+    assert messages == [1] * len(messages), "no job twice"
+    assert len(messages) == len(json.loads((out / "cohorts.json").read_bytes())["cohorts"])
+    assert {job.job for job in seen if job.state == "RUNNING"}
+
+
+def read_summaries(out: Path) -> int:
+    """Runs that have ended."""
+    return len(list(out.glob(f"*/{SUMMARY}")))
+
+
+def test_slurm_adaptive(slurm: Slurm, tmp_path: Path) -> None:
+    """The rounds and the records are the local engine's, though the process that watches is killed on the way."""
+    axes = (
+        "[axes]\nbatch = [64, 128]\nlr = ['2^-4', '2^-3', '2^-2']\n[adaptive]\nbudget = '2^13.8'\n[slurm]\nmemory = 1\n"
+    )
+    study = write_study(tmp_path / "study.toml", axes, horizon=2**13)
+    study.write_text(study.read_text().replace("valid_tokens = 1024", "valid_tokens = 256"))
+    here, there = tmp_path / "here", tmp_path / "there"
+    local = finish(start(study, here, "local", dict(os.environ)))
+    sweep = start(study, there, "slurm", slurm.environment)
+    wait(lambda: trained(there))
+    sweep.kill()
+    sweep.communicate()
+    result = finish(start(study, there, "slurm", slurm.environment))
+    assert result["finished"] == local["finished"] >= 5
+    assert (there / ROUNDS).read_bytes() == (here / ROUNDS).read_bytes()
+    assert records(there) == records(here)
 
 
 def test_ray(

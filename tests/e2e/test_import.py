@@ -108,7 +108,7 @@ def test_dropped_rows_are_told(tmp_path: Path, capsys: Capture) -> None:
         (["runs", "import", "--into", "x"], "name at least one table of runs"),
         (["runs", "import", "no.csv", "--into", "x"], "cannot read no.csv"),
         (["runs", "import", "t.csv", "--into", "x.csv.gz"], "a table is a .csv, .tsv, .parquet or .jsonl"),
-        (["runs", "import", "t.csv", "--into", "t.csv/x"], "choose another output folder"),
+        (["runs", "import", "t.csv", "--into", "t.csv/x"], "choose another place"),
         (
             ["runs", "import", "t.csv", "--into", "x", "--map", "lr=rate"],
             "--map lr=rate: no column 'rate'; there are: lr, ",

@@ -287,7 +287,12 @@ def test_one_seed_reads_its_blocks_once(text: str, tmp_path: Path, monkeypatch: 
 
     asked: list[int] = []
     batch = TokenStream.batch
-    monkeypatch.setattr(TokenStream, "batch", lambda self, step, size: (asked.append(step), batch(self, step, size))[1])
+
+    def counted(self: TokenStream, step: int, tokens: int, **part: int) -> Any:
+        asked.append(step)
+        return batch(self, step, tokens, **part)
+
+    monkeypatch.setattr(TokenStream, "batch", counted)
     train_cohort(members(base(text, tmp_path, 6), "scion", 3), tmp_path / "one")
     assert asked == list(range(6))
     train_cohort(members(base(text, tmp_path, 6), "scion", 4), tmp_path / "two")  # the fourth has another seed

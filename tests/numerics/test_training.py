@@ -21,7 +21,7 @@ from disco.runs.schema import Outcome, deterministic
 from disco.train.calibrate import tokens_per_second
 from disco.train.cohort import build_optimizer
 from disco.train.config import GROUPS, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
-from disco.train.data import prepare
+from disco.train.data import TokenStream, prepare
 from disco.train.loop import train
 from disco.train.model import Llama
 
@@ -192,6 +192,45 @@ def test_a_loss_that_is_not_finite_ends_the_run(text: str, tmp_path: Path, ortho
     assert record.summary["reason"] == f"{'held-out' if horizon == 2 else 'training'} loss nan at step 2"
     assert record.column("step").tolist() == [0, 1, 2]
     assert math.isnan(record.column("loss/valid")[2])
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(text: str, tmp_path: Path) -> None:
+    """The run goes on from the checkpoint before, to the same record; the damage is in its summary."""
+    chosen = small(text, horizon=24 * 32)
+    _, _, prepared = run(tmp_path / "whole", chosen)
+    for name in ("one", "both"):
+        run(tmp_path / name, replace(chosen, horizon=12 * 32, checkpoint_seconds=1e-9))
+        latest = tmp_path / name / prepared.id / "checkpoints" / "latest.pt"
+        latest.write_bytes(latest.read_bytes()[:-100])
+    steps: list[int] = []
+    with pytest.warns(UserWarning, match=r"latest\.pt is damaged \(BadZipFile\), now latest\.pt\.damaged: went on"):
+        train(prepared, tmp_path / "one", lambda step, tokens: steps.append(step))
+    assert steps[0] == 12
+    assert lines(tmp_path / "one", prepared)[-1] == lines(tmp_path / "whole", prepared)[-1]
+    summary = read_run(tmp_path / "one" / prepared.id).summary
+    assert summary is not None
+    assert len(summary["notes"]) == 1
+    (tmp_path / "both" / prepared.id / "checkpoints" / "previous.pt").write_bytes(b"?")
+    with pytest.raises(UserError, match=r"previous\.pt is damaged \(BadZipFile\); delete it to start the run over"):
+        train(prepared, tmp_path / "both")
+
+
+def test_repeated_text_is_recorded(text: str, tmp_path: Path) -> None:
+    once = small(text)
+    prepared = replace(once, data=prepare(once.data, tmp_path / "data"))
+    tokens = TokenStream(prepared.data, tmp_path / "data", context=32, seed=0).train_tokens
+    steps = round(1.5 * tokens / 2048)
+    longer = replace(prepared, batch=2048, horizon=steps * 2048)
+    with pytest.raises(UserError, match="without repeating"):
+        train(longer, tmp_path)
+    again = replace(longer, data=replace(prepared.data, repeat=2))
+    assert train(again, tmp_path) == Outcome.FINISHED
+    assert train(prepared, tmp_path) == Outcome.FINISHED
+    summaries = [read_run(tmp_path / each.id).summary for each in (again, prepared)]
+    assert summaries[0] is not None
+    assert summaries[0]["passes"] == pytest.approx(1.5, abs=0.02)
+    assert summaries[1] is not None
+    assert "passes" not in summaries[1]
 
 
 def test_what_a_killed_save_left_is_deleted(text: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 seed 0: finishes   1: raises   2: is killed in its first two attempts   3: is always killed   4: diverges at half
 5: waits until told to stop   6: the worker cannot start   7: cannot start, and says so
+8: finds the disk full in its first attempt
 """
 
 import os
@@ -10,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from disco.errors import UserError
+from disco.errors import NoSpaceError, UserError
 from disco.runs.lock import LOCK, locked
 from disco.runs.schema import SCHEMA_VERSION, Outcome
 from disco.runs.writer import RunWriter
@@ -36,6 +37,8 @@ def train_one(config: TrainConfig, runs: Path, progress: Progress) -> Outcome | 
         writer.append({"step": 0, "tokens": 0})
         if config.seed == 1:
             raise ValueError("the loss has the wrong shape\nand more")
+        if config.seed == 8 and attempts == 1:
+            raise NoSpaceError(f"cannot write {folder}: No space left on device")
         if config.seed == 7:
             return UserError("its checkpoint is damaged")
         if config.seed == 3 or (config.seed == 2 and attempts <= 2):

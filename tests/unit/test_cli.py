@@ -294,3 +294,17 @@ def test_the_report_is_written(runs: Path, tmp_path: Path, capsys: pytest.Captur
     assert main(["report", str(runs), "-o", str(page)]) == 0
     assert capsys.readouterr().out == f"report: {page}\n"
     assert page.read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html>")
+
+
+def test_a_full_disk_is_one_line_wherever_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "workers.log")
+
+    monkeypatch.setattr(_sweep, "status", full)
+    assert main(["sweep", "status", str(tmp_path)]) == 2
+    said = (
+        "disco: error: cannot write workers.log: No space left on device; make room, then give the same command again\n"
+    )
+    assert capsys.readouterr().err == said

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disco.train.config import (
@@ -14,8 +14,10 @@ from disco.train.config import (
     DataConfig,
     ModelConfig,
     OptimizerConfig,
+    ParallelConfig,
     ScheduleConfig,
     TrainConfig,
+    cohort_key,
     from_dict,
     number,
     to_dict,
@@ -48,6 +50,7 @@ CONFIGS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(CONFIGS)
 def test_the_id_survives_a_round_trip(config: TrainConfig) -> None:
     again = from_dict(TrainConfig, json.loads(json.dumps(to_dict(config))))
@@ -129,3 +132,53 @@ def test_counts_in_short(text: str, value: float) -> None:
 def test_a_table_that_is_none_is_named() -> None:
     with pytest.raises(ConfigError, match=r"^model must be a table, got 3$"):
         from_dict(TrainConfig, {"model": 3})
+
+
+def test_how_a_run_is_spread_is_no_part_of_it() -> None:
+    plain = TrainConfig(data=DATA, batch=2**14)
+    spread = {"replicate": 2, "shard": 2, "tensor": 3, "micro_batch": 4096, "recompute": True, "device": "cpu"}
+    many = replace(plain, parallel=ParallelConfig(**spread))
+    assert many.id == plain.id
+    assert cohort_key(many) == cohort_key(plain)
+    assert from_dict(TrainConfig, to_dict(many)) == many
+
+
+def test_precision_and_repetition_are_part_of_a_run_unless_they_are_as_ever() -> None:
+    plain = TrainConfig(data=DATA)
+    half, twice = replace(plain, precision="bf16"), replace(plain, data=replace(DATA, repeat=2))
+    assert len({each.id for each in (plain, half, twice)}) == 3
+    assert len({cohort_key(each) for each in (plain, half, twice)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("parallel", "message"),
+    [
+        ({"replicate": 3}, r"replicate x shard is 3, which does not divide the 4 sequences of a batch \(batch=16384"),
+        ({"micro_batch": 1000}, "micro_batch must be a multiple of the context of 4096 tokens that divides the 16384"),
+        ({"shard": 2, "micro_batch": 3 * 4096}, "divides the 8192 tokens of a batch that a process takes, got 12288"),
+        ({"tensor": 0}, "tensor must be a positive number, got 0"),
+        ({"device": "gpu"}, "device must be one of auto, cpu, cuda, got 'gpu'"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(parallel: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(batch=2**14, parallel=ParallelConfig(**parallel))
+
+
+def test_compiled_graphs_and_tensor_parallelism_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"^compile does not go with parallel\.tensor above 1"):
+        TrainConfig(compile=True, parallel=ParallelConfig(tensor=2))
+
+
+@pytest.mark.parametrize(
+    ("processes", "message"),
+    [
+        (1, r"= 24, but there is 1 process; make .* with torchrun --nproc-per-node 24 -m disco train \.\.\.$"),
+        (8, r"is 2 x 3 x 4 = 24, but torchrun started 8 processes; make the sizes multiply to that"),
+    ],
+)
+def test_sizes_must_multiply_to_the_processes(processes: int, message: str) -> None:
+    sizes = ParallelConfig(replicate=2, shard=3, tensor=4)
+    sizes.fits(24)
+    with pytest.raises(ConfigError, match=message):
+        sizes.fits(processes)

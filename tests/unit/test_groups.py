@@ -249,3 +249,11 @@ def test_an_attention_block_has_no_output_layer() -> None:
 def test_an_optimizer_refuses_a_model() -> None:
     with pytest.raises(ValueError, match=r"takes parameter groups, got a Toy; pass disco.param_groups\(model\)"):
         Scion(Toy())
+
+
+def test_a_stage_of_a_pipeline_has_no_output_layer() -> None:
+    stage = nn.Module()
+    stage.up, stage.lm_head = nn.Linear(4, 4), nn.Linear(4, 11)
+    assert decided(param_groups(stage))["lm_head.weight"][0] == "output"
+    stage.lm_head = None
+    assert decided(param_groups(stage))["up.weight"][0] == "hidden"

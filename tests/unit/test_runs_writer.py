@@ -94,7 +94,7 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(writer: RunWriter) -> 
 
 def test_an_unwritable_folder_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot make .*file/abc: Not a directory; choose another output folder"):
+    with pytest.raises(UserError, match=r"cannot write .*file/abc: Not a directory; choose another place"):
         RunWriter(tmp_path / "file" / "abc").start({})
     with pytest.raises(UserError, match=r"cannot write .*nowhere/config.json: No such file"):
         write_json(tmp_path / "nowhere" / CONFIG, {})

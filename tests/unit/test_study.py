@@ -274,3 +274,10 @@ def test_scans_are_what_differs_in_more_than_rate_batch_and_horizon() -> None:
     assert len({scan_key(config) for config in configs}) == 2
     names = {scan_names(configs)[i] for i, config in enumerate(configs) if config.optimizer.momentum}
     assert names == {"d16-L1, momentum=0.9"}
+
+
+def test_runs_of_a_sweep_are_one_process_each() -> None:
+    with pytest.raises(ConfigError, match=r"parallel\.replicate x shard x tensor is 1 x 2 x 1 = 2, but"):
+        study({"parallel": {"shard": 2}})
+    (run,) = study({"parallel": {"micro_batch": 128}}).configs
+    assert run.id == study().configs[0].id

@@ -16,7 +16,7 @@ from test_sweep_local import attempts
 from test_sweep_local import run as run_locally
 from test_sweep_local import study as study_of
 
-from disco.errors import UserError
+from disco.errors import NoSpaceError, UserError
 from disco.runs.lock import LOCK, locked
 from disco.runs.reader import read_run, read_runs
 from disco.runs.schema import Outcome
@@ -111,10 +111,20 @@ def test_branches_are_submitted_once_their_parents_have_ended(tmp_path: Path) ->
     assert (result.finished, result.diverged, result.pruned, len(result.failed)) == (3, 2, 1, 3)
 
 
-def test_a_full_queue_is_tried_again_but_not_before_anything_was_accepted(tmp_path: Path) -> None:
+def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
+    out, scheduler, said = tmp_path / "out", queue(room=0), io.StringIO()
+    plan = study(out, lr=[0.1, 0.2, 0.3, 0.4, 0.5])
+    threading.Timer(1.0, lambda: setattr(scheduler, "room", 1)).start()
+    assert run(plan, out, scheduler, said) == Result(finished=5, diverged=0)
+    assert said.getvalue().count("the queue is full; trying again every 0.1 seconds") >= 1
+    assert scheduler.most == 1, "two jobs at once were refused, one was not"
+    assert [len(attempts(out, config.id)) for config in plan.configs] == [1] * 5
+
+
+def test_a_refusal_for_good_ends_the_sweep_but_not_one_that_has_jobs(tmp_path: Path) -> None:
     out = tmp_path / "out"
     plan = study(out, lr=[0.1, 0.2, 0.3])
-    with pytest.raises(UserError, match="the queue is full"):
+    with pytest.raises(UserError, match="no such partition"):
         run(plan, out, queue(refuse=1))
     assert read_queued(out) is None
     scheduler, said = queue(), io.StringIO()
@@ -126,7 +136,46 @@ def test_a_full_queue_is_tried_again_but_not_before_anything_was_accepted(tmp_pa
 
     scheduler.submit = once  # type: ignore[method-assign]
     assert run(plan, out, scheduler, said) == Result(finished=3, diverged=0)
-    assert said.getvalue().count("the queue is full; trying again in 0.1 seconds") == 2
+    assert said.getvalue().count("no such partition; trying again every 0.1 seconds") == 1
+
+
+@pytest.mark.parametrize("deaf", [0, 4])
+@pytest.mark.parametrize("lose", ["answer", "all"])
+def test_a_submission_whose_answer_is_lost_is_not_made_twice(tmp_path: Path, lose: str, deaf: int) -> None:
+    out, scheduler = tmp_path / "out", queue(lose=lose, deaf=deaf)
+    plan = study(out, lr=[0.1, 0.2, 0.3])
+    first = lose == "all" or deaf
+    if first:  # the first submission: the user is told, and what may be in the queue is remembered
+        with pytest.raises(UserError, match="no answer"):
+            run(plan, out, scheduler)
+        assert (read_queued(out) is not None) == bool(deaf)
+        scheduler.deaf = 0
+    assert run(plan, out, scheduler) == Result(finished=3, diverged=0)
+    assert [len(attempts(out, config.id)) for config in plan.configs] == [1] * 3
+
+
+@pytest.mark.parametrize("lose", ["answer", "all"])
+def test_later_a_lost_answer_is_waited_for(tmp_path: Path, lose: str) -> None:
+    out, scheduler = tmp_path / "out", queue()
+    accept = scheduler.submit
+
+    def once(name: str, orders: Any) -> None:
+        accept(name, orders)
+        scheduler.lose, scheduler.deaf, scheduler.submit = lose, 3, accept  # type: ignore[method-assign]
+
+    scheduler.submit = once  # type: ignore[method-assign]
+    plan = study(out, lr=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+    assert run(plan, out, scheduler) == Result(finished=8, diverged=0)
+    assert [len(attempts(out, config.id)) for config in plan.configs] == [1] * 8
+
+
+def test_a_full_disk_ends_the_sweep_and_fails_no_run(tmp_path: Path) -> None:
+    out, scheduler = tmp_path / "out", queue()
+    plan = study(out, seed=[8, 0])
+    with pytest.raises(NoSpaceError, match="No space left on device"):
+        run(plan, out, scheduler)
+    assert not [record for record in read_runs(out).runs if record.outcome == Outcome.FAILED]
+    assert run(plan, out, scheduler) == Result(finished=2, diverged=0)
 
 
 def test_jobs_that_die_before_they_train_end_the_sweep(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from disco.errors import UserError
+from disco.errors import NoSpaceError, UserError
 from disco.runs.lock import LOCK, locked
 from disco.runs.reader import read_run, read_runs
 from disco.runs.schema import DATA, Outcome
+from disco.sweep.engines._pool import Pool
 from disco.sweep.engines.local import Result, run_study
 from disco.sweep.progress import Bar, JsonLines, Lines, Snapshot
 from disco.sweep.record import LOG, outcome, read_cohorts, read_plan
@@ -69,6 +70,21 @@ def test_all_runs_finish_and_a_second_sweep_has_nothing_to_do(tmp_path: Path, te
     assert "a library prints something" in (out / LOG).read_text()
 
 
+def test_a_pool_keeps_its_workers_from_sweep_to_sweep_also_when_one_has_died(tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "out"
+    rounds = [study(out, text, lr=[2.0**-rate]) for rate in range(4)]
+    with Pool(WORKER) as pool:
+        for plan in rounds[:3]:
+            run_study(plan, out, workers=1, show=Lines(io.StringIO()), pool=pool)
+        (first,) = {attempts(out, config.id)[0][0] for plan in rounds[:3] for config in plan.configs}
+        os.kill(int(first), signal.SIGKILL)
+        result = run_study(rounds[3], out, workers=1, show=Lines(io.StringIO()), pool=pool)
+        assert result == Result(finished=1, diverged=0)
+        assert attempts(out, rounds[3].configs[0].id)[0][0] != first
+        (last,) = [worker.process for worker in pool.workers]
+    assert last.poll() is not None, "none is left behind"
+
+
 def test_trouble_in_one_run_leaves_the_others_alone(tmp_path: Path, text: Path) -> None:
     out = tmp_path / "out"
     plan = study(out, text, seed=[0, 1, 2, 3, 4])
@@ -104,6 +120,16 @@ def test_a_cohort_that_fails_is_taken_apart_down_to_the_run_that_is_the_reason(t
     assert len(first) == 8  # 16 runs, two cohorts for each worker
     assert max(map(len, rest)) <= 8
     assert all(len(attempts(out, config.id)) == 1 for config in plan.configs if config.seed in (0, 7))
+
+
+def test_a_full_disk_ends_the_sweep_and_fails_no_run(tmp_path: Path, text: Path) -> None:
+    out = tmp_path / "out"
+    plan = study(out, text, seed=[8, 5])  # the other one trains until it is told to stop
+    with pytest.raises(NoSpaceError, match="No space left on device"):
+        run(plan, out)
+    assert [outcome(config, out) for config in plan.configs] == [None, None]
+    assert not list(out.glob("*/summary.json"))
+    assert run(study(out, text, seed=[8]), out) == Result(finished=1, diverged=0)
 
 
 def test_an_interrupted_cohort_stays_together_and_new_runs_form_others(tmp_path: Path, text: Path) -> None:

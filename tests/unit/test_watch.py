@@ -58,6 +58,22 @@ def grown() -> Plan:
     return planned.plan(growth=growth(planned.study()))
 
 
+def test_the_target_is_the_norm_of_the_planned_rate_where_growth_tells_it(grown: Plan) -> None:
+    wide = replace(grown, lr=replace(grown.lr, interval=(planned.RATE / 2, planned.RATE * 2)))
+    astray = replace(
+        wide.norm, value=wide.norm.value * 2**0.4, interval=None
+    )  # the fit's optimal norm is 0.7 octaves of rate off
+    found, by_norm = (check(planned.run(share=0.25), replace(plan, norm=astray)) for plan in (wide, planned.plan()))
+    assert (found.target_by, by_norm.target_by) == ("planned rate", "optimal norm")
+    assert found.target is not None
+    end = planned.law(planned.RATE * planned.TOKENS / planned.BATCH)
+    assert found.target.log2 == pytest.approx(end, abs=0.05)
+    assert (found.target.high - found.target.low) / 2 == pytest.approx(planned.SLOPE, abs=0.05)  # an octave of rate
+    assert found.verdict == "on course"
+    assert by_norm.octaves is not None
+    assert by_norm.octaves.octaves < -0.5
+
+
 @pytest.mark.parametrize("octaves", [-1.5, 1.5])
 def test_the_corrected_rate_ends_at_the_best_norm(grown: Plan, octaves: float) -> None:
     wrong, share = planned.RATE * 2**octaves, 0.25

@@ -6,13 +6,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 try:
     import tyro
 except ModuleNotFoundError:
     raise SystemExit("disco: error: the command line needs the extra 'lab': pip install 'disco-scion[lab]'") from None
 
+from disco.cli._families import data_app, runs_app, sweep_app
 from disco.cli._options import (
     AS_IT_IS,
     Data,
@@ -22,18 +23,17 @@ from disco.cli._options import (
     Number,
     Output,
     TableOptions,
+    Track,
     Words,
     at_least_one,
     token_count,
 )
 from disco.cli._parse import command, parsed
 from disco.errors import UserError
+from disco.files import FULL
 from disco.train.config import number
 
 app = tyro.extras.SubcommandApp()
-sweep_app = tyro.extras.SubcommandApp()
-runs_app = tyro.extras.SubcommandApp()
-data_app = tyro.extras.SubcommandApp()
 
 
 @command(app, "train")
@@ -44,6 +44,7 @@ def train(
     data: Data = (),
     out: Path = Path("runs"),
     threads: int = 1,
+    track: Track = "",
     as_json: Json = False,
 ) -> int:
     """Train one run; the same command continues it.
@@ -54,62 +55,12 @@ def train(
         data: Text of your own in place of the file's: files and folders of .txt, .jsonl, .parquet, or of tokens.
         out: Folder of run records.
         threads: Threads of torch. With 1 the numbers are, to the bit, those of the same run in a sweep.
+        track: Trackers that follow the record, such as tensorboard,wandb:my-project (docs/trackers.md).
     """
     from disco.cli import _train
 
     at_least_one("--threads", threads)
-    return _train.train(config, [item for group in set for item in group], data, out, threads, as_json)
-
-
-@command(sweep_app, "run")
-def sweep_run(
-    study: File,
-    *,
-    data: Data = (),
-    out: Path | None = None,
-    engine: Literal["local", "slurm", "ray"] = "local",
-    workers: int | None = None,
-    dry_run: bool = False,
-    as_json: Json = False,
-) -> int:
-    """Train every run of a study that is not done yet; the same command continues a sweep that was stopped.
-
-    Args:
-        study: TOML file; its format is described in disco.sweep.study.
-        data: Text of your own in place of the file's: files and folders of .txt, .jsonl, .parquet, or of tokens.
-        out: Folder of run records; runs/NAME for the study NAME if not given.
-        engine: Where to train: on this machine, or as jobs of Slurm or of a Ray cluster (docs/cluster.md).
-        workers: Processes, one thread each; one per core if not given. Of a cluster: jobs at the same time.
-        dry_run: Show the plan and stop.
-    """
-    from disco.cli import _sweep
-
-    at_least_one("--workers", workers)
-    return _sweep.run(study, data, out, engine, workers, dry_run, as_json)
-
-
-@command(sweep_app, "status")
-def sweep_status(out: File, *, as_json: Json = False) -> int:
-    """Show which runs of a sweep are queued, running, finished, failed (and why) or left to do.
-
-    Args:
-        out: Folder of the sweep's run records.
-    """
-    from disco.cli import _sweep
-
-    return _sweep.status(out, as_json)
-
-
-@command(sweep_app, "cancel")
-def sweep_cancel(out: File, *, as_json: Json = False) -> int:
-    """Stop a sweep and its jobs, wherever they run; each saves a checkpoint, and the sweep can be continued.
-
-    Args:
-        out: Folder of the sweep's run records.
-    """
-    from disco.cli import _cluster
-
-    return _cluster.cancel(out, as_json)
+    return _train.train(config, [item for group in set for item in group], data, out, threads, track, as_json)
 
 
 @command(app, "fit")
@@ -309,96 +260,6 @@ def report(
     return _fit.report(runs, tables, output, as_json)
 
 
-@command(runs_app, "ls")
-def runs_ls(runs: Files, *, as_json: Json = False) -> int:
-    """List runs.
-
-    Args:
-        runs: Folders of run records.
-    """
-    from disco.cli import _runs
-
-    return _runs.ls(runs, as_json)
-
-
-@command(runs_app, "show")
-def runs_show(run: File, *, as_json: Json = False) -> int:
-    """Show one run: configuration, outcome, last measurements.
-
-    Args:
-        run: Folder of the run; the first characters of its name are enough.
-    """
-    from disco.cli import _runs
-
-    return _runs.show(run, as_json)
-
-
-@command(runs_app, "import")
-def runs_import(
-    tables: Files,
-    *,
-    into: Path,
-    options: TableOptions = AS_IT_IS,
-    as_json: Json = False,
-) -> int:
-    """Bring tables of runs into the units of this project, check them, and write run records or one table.
-
-    Args:
-        tables: CSV, TSV, Parquet, JSON lines, or exports of W&B (docs/import.md).
-        into: Folder of run records, or a file .csv, .tsv, .parquet or .jsonl; fit and report take either.
-    """
-    from disco.cli import _runs
-
-    return _runs.import_(tables, options, into, as_json)
-
-
-@command(data_app, "prepare")
-def data_prepare(
-    source: tyro.conf.Positional[tuple[str, ...]],
-    *,
-    out: Path,
-    tokenizer: str = "bytes",
-    text_field: str = "text",
-    boundary: Annotated[str | None, tyro.conf.arg(metavar="TOKEN")] = None,
-    shard_bytes: Number = "2^26",
-    sample: Number = "2^25",
-    workers: int | None = None,
-    as_json: Json = False,
-) -> int:
-    """Turn text of any size into a folder of tokens to train on; the same command continues it, or repairs it.
-
-    Args:
-        source: Files and folders of .txt, .jsonl, .parquet, or data sets hf:NAME[:CONFIGURATION][@SPLIT][#REVISION].
-        out: Folder to make; name it in data.source or --data.
-        tokenizer: bytes, bpe:SIZE (trained on a sample), or the path of a Hugging Face tokenizer.json.
-        text_field: Field of records that holds the text.
-        boundary: Special token that ends every document; a blank line if not given.
-        shard_bytes: Bytes of the sources that make one shard, about.
-        sample: Characters to train bpe:SIZE on, spread over the sources.
-        workers: Processes, one thread each; one per core if not given.
-    """
-    from disco.cli import _data
-
-    at_least_one("--workers", workers)
-    sizes = {
-        "shard_bytes": token_count("--shard-bytes", shard_bytes),
-        "sample": token_count("--sample", sample),
-    }
-    return _data.prepare(source, out, tokenizer, text_field, boundary, sizes, workers, as_json)
-
-
-@command(data_app, "check")
-def data_check(folder: File, *, as_json: Json = False) -> int:
-    """Verify the checksums of a folder of tokens, and say what it holds.
-
-    Args:
-        folder: What `disco data prepare` made.
-    """
-    from disco.cli import _data
-
-    return _data.check(folder, as_json)
-
-
 @command(app, "demo")
 def demo(
     *,
@@ -426,7 +287,7 @@ def demo(
 
 app.command(sweep_app, name="sweep", help="Train the runs of a study, see how far they are, or stop them.")
 app.command(data_app, name="data", help="Turn text into tokens to train on, or check them.")
-app.command(runs_app, name="runs", help="List run records, show one, or import tables of runs.")
+app.command(runs_app, name="runs", help="List run records, show one, send them to trackers, or import tables of runs.")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -445,3 +306,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # of `disco ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f"cannot write {error.filename or 'the output'}: {error.strerror}"
+        print(f"disco: error: {where}; make room, then give the same command again", file=sys.stderr)
+        return 2

@@ -6,7 +6,8 @@ import os
 import signal
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from disco.errors import UserError
 from disco.runs.lock import LOCK, holder
 from disco.runs.schema import Outcome
 from disco.sweep.engines import cluster, local
+from disco.sweep.engines._pool import Pool
 from disco.sweep.engines._queue import JobState
 from disco.sweep.engines.queues import queue_of
 from disco.sweep.record import outcome, read_plan, read_queued
@@ -24,12 +26,15 @@ STOP_SECONDS = local.STOP_SECONDS + 10
 OVER = {str(ended) for ended in Outcome} - {str(Outcome.FAILED)}
 
 
-def engine(name: str, study: Path) -> Callable[..., local.Result]:
-    """``run_study`` of an engine, with the settings in the study file."""
+@contextmanager
+def engine(name: str, study: Path) -> Iterator[Callable[..., local.Result]]:
+    """``run_study`` of an engine, with the settings in the study file; local workers live as long as the context."""
     if name == "local":
-        return local.run_study
-    table = tomllib.loads(study.read_text(encoding="utf-8"))
-    return partial(cluster.run_study, queue=queue_of(name, table.get(name, {})))
+        with Pool() as pool:
+            yield partial(local.run_study, pool=pool)
+    else:
+        table = tomllib.loads(study.read_text(encoding="utf-8"))
+        yield partial(cluster.run_study, queue=queue_of(name, table.get(name, {})))
 
 
 def with_jobs(states: Sequence[dict[str, Any]], out: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ Files = tyro.conf.Positional[tuple[Path, ...]]
 Number = Annotated[str, tyro.conf.arg(metavar="NUMBER")]
 Output = tyro.conf.arg(aliases=["-o"])
 Data = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH")]
+Track = Annotated[str, tyro.conf.arg(metavar="TRACKERS")]
 Json = Annotated[bool, tyro.conf.arg(name="json", help="JSON instead of a table.")]
 Words = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
 

@@ -1,4 +1,4 @@
-"""``disco runs ls``, ``disco runs show`` and ``disco runs import``."""
+"""``disco runs ls``, ``disco runs show``, ``disco runs track`` and ``disco runs import``."""
 
 from __future__ import annotations
 
@@ -88,6 +88,20 @@ def show(path: Path, as_json: bool) -> int:
     _show.table([{"": key, "value": UNKNOWN if value is None else str(value)} for key, value in facts.items()])
     _show.table([{"last measured": key, "value": f"{value:.6g}"} for key, value in sorted(last.items())])
     return code
+
+
+def track(paths: Sequence[Path], to: str, follow: bool, as_json: bool) -> int:
+    """Sends records to trackers."""
+    from disco.integrations.follow import send
+
+    if not paths:
+        raise UserError("name at least one folder of run records")
+    count = send(paths, to, follow)
+    if as_json:
+        _show.document({"runs": count, "to": to})
+    else:
+        print(f"{count} runs are in {to}")
+    return 0
 
 
 def import_(paths: Sequence[Path], tables: Tables, into: Path, as_json: bool) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from disco.cli import _cluster, _show
+from disco.integrations.follow import following
 from disco.runs.lock import LOCK, holder
 from disco.runs.reader import read_run
 from disco.runs.schema import CONFIG, DATA
@@ -34,6 +35,7 @@ def run(
     out: Path | None,
     engine: str,
     workers: int | None,
+    track: str,
     dry_run: bool,
     as_json: bool,
 ) -> int:
@@ -52,14 +54,15 @@ def run(
     check_data(study, out / DATA)
     if not as_json:
         _plan(study, as_json)
-    run_study = _cluster.engine(engine, path)
+    with following(out, track), _cluster.engine(engine, path) as run_study:
 
-    def train(plan: Study) -> Result:
-        return run_study(plan, out, workers=workers, show=display(as_json))
+        def train(plan: Study) -> Result:
+            return run_study(plan, out, workers=workers, show=display(as_json))
 
-    result = run_rounds(study, out, train, partial(_round, as_json=as_json)) if study.adaptive else train(study)
+        result = run_rounds(study, out, train, partial(_round, as_json=as_json)) if study.adaptive else train(study)
     again = ["disco", "sweep", "run", str(path), "--out", str(out), *(("--data", *data) if data else ())]
     again += ["--engine", engine] if engine != "local" else []
+    again += ["--track", track] if track else []
     return _ended(result, out, shlex.join(again), as_json)
 
 

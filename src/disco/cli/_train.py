@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import sys
 import time
 import tomllib
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from disco.cli import _show
 from disco.errors import UserError
+from disco.integrations.follow import following
 from disco.runs.reader import read_run
 from disco.runs.schema import DATA, Metric, Outcome
 from disco.runs.units import power
@@ -19,19 +24,74 @@ from disco.sweep.progress import Display, Snapshot, display
 from disco.train.config import ConfigError, TrainConfig, from_dict
 from disco.train.data import prepare
 
+if TYPE_CHECKING:
+    from disco.train.team import Team
 
-def train(path: Path, settings: Sequence[str], data: Sequence[str], out: Path, threads: int, as_json: bool) -> int:
-    """Trains the run of a configuration file; exit code 1 if it diverged."""
+
+WAIT = 10.0
+"""Seconds that other processes give the first one to say what is wrong with all of them, before torchrun ends them."""
+
+
+class _StoppedError(Exception):
+    """Told to stop; what was trained is saved."""
+
+
+def train(
+    path: Path, settings: Sequence[str], data: Sequence[str], out: Path, threads: int, track: str, as_json: bool
+) -> int:
+    """Trains the run of a configuration file, in this process or with all that torchrun started.
+
+    Returns:
+        The exit code: 1 if it diverged, 143 if it was told to stop by SIGTERM, and saved.
+    """
     config = load_config(path, settings)
-    config = replace(config, data=prepare(config.data, out / DATA, source=data))
 
     import torch
 
-    from disco.train.loop import train as train_run
+    from disco.train.team import started
 
     torch.set_num_threads(threads)
-    with display(as_json) as shown:
-        outcome = train_run(config, out, _reporter(config, shown))
+    try:
+        with started(config) as team:
+            config = replace(config, data=prepare(config.data, out / DATA, source=data))
+            outcome = _trained(config, out, team, track, as_json)
+    except _StoppedError as stopped:
+        if team.leads:
+            print(f"disco: {stopped}", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    except UserError:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(WAIT)
+        raise
+    if team.leads:
+        _report(config, out, outcome, as_json)
+    return 0 if outcome == Outcome.FINISHED else 1
+
+
+def _trained(config: TrainConfig, out: Path, team: Team, track: str, as_json: bool) -> Outcome:
+    from disco.train.loop import train as train_run
+
+    told: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+        with ExitStack() as stack:
+            show = None
+            if team.leads:
+                stack.enter_context(following(out / config.id, track))
+                show = _reporter(config, stack.enter_context(display(as_json)))
+
+            def progress(step: int, tokens: int) -> None:
+                if show is not None:
+                    show(step, tokens)
+                if team.agree(bool(told)) and tokens < config.horizon:
+                    raise _StoppedError(f"stopped by SIGTERM at {tokens:,} tokens, and saved: {out / config.id}")
+
+            return train_run(config, out, progress, team)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _report(config: TrainConfig, out: Path, outcome: Outcome, as_json: bool) -> None:
     run = read_run(out / config.id)
     loss = float(run.column(Metric.LOSS_VALID)[-1])
     if as_json:
@@ -40,7 +100,6 @@ def train(path: Path, settings: Sequence[str], data: Sequence[str], out: Path, t
         reason = (run.summary or {}).get("reason")
         print(f"{outcome} at {run.tokens:,} tokens" + (f" ({reason})" if reason else "") + f": {run.folder}")
         print(f"held-out loss {_show.fixed(loss)} nats, output norm {_output_norm(run.norm('output', 'rms_to_inf'))}")
-    return 0 if outcome == Outcome.FINISHED else 1
 
 
 def load_config(path: Path, settings: Sequence[str]) -> TrainConfig:

@@ -61,6 +61,8 @@ class Disco(NormOptimizer):
         cost: what the plan takes into account; None: numbers for the device.
         compile: compile the orthogonalisation (``torch.compile``), one graph for each shape; matrices shared by a team
             of ranks are left out.
+        fast: use the forms of the polynomial with fewer operations (``gram``), which differ by up to 5e-4; without them
+            the updates are those of ``Scion`` to rounding.
 
     Raises:
         ValueError: as ``Scion``; a placement that is neither sharded nor replicated; at the first step, plans that
@@ -81,10 +83,11 @@ class Disco(NormOptimizer):
         buffer_bytes: int | None = None,
         cost: Cost | None = None,
         compile: bool = False,
+        fast: bool = True,
         **settings: Any,
     ) -> None:
         self._replicas, self._buffer_bytes, self._cost = replicas, buffer_bytes, cost
-        self._compile = compile
+        self._compile, self._fast = compile, fast
         self._forget()
         super().__init__(params, lr, momentum, weight_decay, nesterov, orthogonalize, steps, **settings)
 
@@ -99,7 +102,7 @@ class Disco(NormOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_in_grad" in state:  # a copy, which has no process groups: it plans anew, replicas each for themselves
             self._replicas, self._buffer_bytes, self._cost = None, None, None
-            self._compile = False
+            self._compile, self._fast = False, True
             self._forget()
         super().__setstate__(state)
         if not self._leaves:
@@ -287,7 +290,7 @@ class Disco(NormOptimizer):
     def _pipeline(
         self, ranks: tuple[int, ...], params: list[Tensor], work: dict[Tensor, tuple[Group, Tensor]]
     ) -> Pipeline:
-        operators = [replace(self._norm(work[param][0]), fast=True, compiled=self._compile) for param in params]
+        operators = [replace(self._norm(work[param][0]), fast=self._fast, compiled=self._compile) for param in params]
         entries = [
             Entry(
                 self._leaves[param].name,
@@ -308,12 +311,13 @@ class Disco(NormOptimizer):
         if self._cost is not None:
             return self._cost
         cpu = tensor.device.type == "cpu"
-        precise = (self._orthogonalisation["dtype"] or polar.working_dtype(tensor)) in (torch.float32, torch.float64)
+        working = self._orthogonalisation["dtype"] or polar.working_dtype(tensor)
+        gram = self._fast and working in (torch.float32, torch.float64)
         wire = _wire_dtype(tensor, self._orthogonalisation["dtype"])
         budget = self._buffer_bytes or (2**24 if cpu else 2**29)
         limit = max(1, budget // wire.itemsize // 2)  # two buckets are in flight
         numbers = (500.0, 2e7) if cpu else (5000.0, 1e10)
-        return Cost(*numbers, limit=limit, halved=cpu, allow_gram=precise)
+        return Cost(*numbers, limit=limit, halved=cpu, allow_gram=gram)
 
     def _group_of(self, ranks: tuple[int, ...]) -> ProcessGroup:
         """The process group of these global ranks, in the order of the ranks."""
@@ -338,6 +342,10 @@ class Disco(NormOptimizer):
         return "\n".join(pipeline.plan.describe() for _, pipeline in self._plans(work)) or "nothing to orthogonalise"
 
     # Norms
+
+    def measure_afresh(self) -> None:
+        """Lets the next norms start from nothing, so that they are the same whatever was measured before."""
+        self._measured = Values()
 
     def _values(self, asked: list[Asked], which: str | None) -> list[float]:
         parts = []

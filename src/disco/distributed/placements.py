@@ -46,6 +46,14 @@ def local(tensor: Tensor) -> Tensor:
     return part.reshape(layout.local_shape(rank)) if rank in layout.ranks else part
 
 
+def local_parts(tensor: Tensor) -> list[tuple[Tensor, tuple[slice, ...]]]:
+    """The parts of a DTensor that this rank holds, as views, and where they are in the whole."""
+    assert isinstance(tensor, DTensor)
+    layout, part, rank = _declared(tensor), local(tensor), dist.get_rank()
+    pieces = layout.pieces(rank) if rank in layout.ranks else ()
+    return [(part[piece.within(piece.box)], tuple(slice(*along) for along in piece.box)) for piece in pieces]
+
+
 def plain_layout(tensor: Tensor, rank: int, replicas: ProcessGroup | None) -> Layout:
     """A plain tensor: alone on its rank, or with a copy on each rank of ``replicas``."""
     ranks = (rank,) if replicas is None else tuple(dist.get_process_group_ranks(replicas))

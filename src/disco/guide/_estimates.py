@@ -77,12 +77,12 @@ def agreed(own: Said, others: Sequence[Said]) -> Said:
     The stages differ in what they assume of the shape of the loss (a curve per cell, a lopsided bowl, one formula for
     all runs), and no interval of theirs knows about the part that its own assumption gets wrong. So the variance is
     that of the stage plus that between them: the mean square of the distances from it, its own 0 included (a mixture
-    over models, equally likely; Draper 1995, J. R. Stat. Soc. B 57:45).
+    over models, of which the one that predicts best counts twice; Draper 1995, J. R. Stat. Soc. B 57:45).
     """
     if own.prediction is None:
         return own
     at = own.prediction
-    apart = [0.0, *(other.prediction.log2 - at.log2 for other in others if other.prediction is not None)]
+    apart = [0.0, 0.0, *(other.prediction.log2 - at.log2 for other in others if other.prediction is not None)]
     between = NORMAL * math.sqrt(float(np.mean(np.square(apart))))
     low, high = at.log2 - math.hypot(at.log2 - at.low, between), at.log2 + math.hypot(at.high - at.log2, between)
     return replace(own, prediction=Prediction(at.log2, low, high))

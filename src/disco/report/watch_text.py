@@ -69,7 +69,8 @@ def _ahead(check: Check) -> Iterator[str]:
     yield f"  {'norm, end':14}{two_to(found.log2):>9}  {ends}, by {found.source}"
     if check.target is not None:
         best = check.target
-        yield f"  {'best norm':14}{two_to(best.log2):>9}  90%: {two_to(best.low)} .. {two_to(best.high)}, by the plan"
+        ends = f"90%: {two_to(best.low)} .. {two_to(best.high)}"
+        yield f"  {'best norm':14}{two_to(best.log2):>9}  {ends}, by the {check.target_by}"
     if check.octaves is not None:
         off = check.octaves
         yield f"  {'rate off by':14}{off.octaves:>+9.2f}  90%: {off.low:+.2f} .. {off.high:+.2f} octaves"

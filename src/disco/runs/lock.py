@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from disco.errors import UserError
+from disco.files import unwritable
 
 LOCK = "lock"
 """Name of the lock file inside a run folder or a sweep's folder. The file stays; being there means nothing."""
@@ -36,11 +37,14 @@ def locked(path: Path, wait: float = 0.0) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another output folder") from error
+        raise unwritable(path, error) from error
     try:
         _acquire(descriptor, path, time.monotonic() + wait)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise unwritable(path, error) from error
         yield
     finally:
         os.close(descriptor)
@@ -53,7 +57,9 @@ def _acquire(descriptor: int, path: Path, deadline: float) -> None:
             return
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise UserError(f"cannot lock {path}: {error.strerror}; use a local file system") from error
+                raise UserError(
+                    f"cannot lock {path}: {error.strerror}; use a file system with locks (docs/cluster.md)"
+                ) from error
         if time.monotonic() >= deadline:
             holder = os.pread(descriptor, 20, 0).decode().strip() or "unknown"
             raise BusyError(f"{path.parent} is in use by process {holder}; wait for it or stop it")

@@ -18,6 +18,8 @@ from disco.runs.units import exact
 AXES = (
     "model.width", "model.depth", "batch", "horizon", "seed", "optimizer.lr", "parent", "keep", "checkpoint_seconds",
     "data.source", "data.tokenizer", "data.text_field", "data.vocab",
+    "parallel.replicate", "parallel.shard", "parallel.tensor", "parallel.micro_batch", "parallel.recompute",
+    "parallel.device",
 )  # fmt: skip
 """Settings that do not separate families: what a study varies, what changes no numbers, and what data.digest covers."""
 
@@ -43,6 +45,8 @@ DEFAULTS: Mapping[str, Any] = {
     "model.norm_eps": 1e-20,
     "divergence": 3.0,
     "compile": False,
+    "precision": "fp32",
+    "data.repeat": 1,
 }
 """What a family's name leaves out (the defaults of ``train.config``); other values of these are mentioned."""
 

@@ -1,7 +1,7 @@
 """Writes the record of one run so that whatever is killed, the record can be read and continued. No torch.
 
-A line of metrics is flushed as soon as it is written; config and summary appear whole or not at all. A checkpoint
-stores ``RunWriter.offset``; on resume the lines after it, which the killed process had written, are cut off.
+A line of metrics leaves the process as soon as it is written; config and summary appear whole or not at all. A
+checkpoint stores ``RunWriter.offset``; on resume the lines after it, which the killed process had written, are cut off.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from disco.errors import UserError
-from disco.files import replacing
+from disco.files import replacing, unwritable
 from disco.runs.schema import CONFIG, METRICS, SCHEMA_VERSION, SUMMARY, Outcome
 
 
@@ -39,7 +40,7 @@ class RunWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self._metrics: BinaryIO | None = None
+        self._metrics: FileIO | None = None
 
     def start(self, document: Mapping[str, Any]) -> None:
         """Makes the folder and writes config.json; rewrites it when a run is continued to a longer horizon.
@@ -50,17 +51,21 @@ class RunWriter:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot make {self.folder}: {error.strerror}; choose another output folder") from error
+            raise unwritable(self.folder, error) from error
         write_json(self.folder / CONFIG, document)
 
     def resume(self, offset: int) -> None:
         """Truncates the metrics to ``offset`` bytes and removes the summary: the run is unfinished again.
 
         Raises:
-            UserError: the metrics are shorter than ``offset``, so lines the checkpoint relies on are lost.
+            UserError: the metrics cannot be written, or are shorter than ``offset``: lines that the checkpoint relies
+                on are lost.
         """
         self.close()
-        metrics = (self.folder / METRICS).open("ab")
+        try:
+            metrics = (self.folder / METRICS).open("ab", buffering=0)
+        except OSError as error:
+            raise unwritable(self.folder / METRICS, error) from error
         size = metrics.tell()
         if size < offset:
             metrics.close()
@@ -74,13 +79,21 @@ class RunWriter:
         self._metrics = metrics
 
     def append(self, line: Mapping[str, float]) -> None:
-        """Adds one line. Values that are not finite are left out: missing is missing."""
+        """Adds one line. Values that are not finite are left out: missing is missing.
+
+        Raises:
+            UserError: it cannot be written; a part of it may be there, which the next ``resume`` cuts off.
+        """
         if self._metrics is None:
             self.resume(0)
         assert self._metrics is not None
         measured = {str(key): value for key, value in line.items() if math.isfinite(value)}
-        self._metrics.write(json.dumps(measured, sort_keys=True, allow_nan=False).encode() + b"\n")
-        self._metrics.flush()
+        left = json.dumps(measured, sort_keys=True, allow_nan=False).encode() + b"\n"
+        try:
+            while left:
+                left = left[self._metrics.write(left) :]
+        except OSError as error:
+            raise unwritable(self.folder / METRICS, error) from error
 
     @property
     def offset(self) -> int:
@@ -90,8 +103,10 @@ class RunWriter:
 
     def _sync(self) -> None:
         if self._metrics is not None and not self._metrics.closed:
-            self._metrics.flush()
-            os.fsync(self._metrics.fileno())
+            try:
+                os.fsync(self._metrics.fileno())
+            except OSError as error:
+                raise unwritable(self.folder / METRICS, error) from error
 
     def finish(self, outcome: Outcome, reason: str = "", **fields: Any) -> None:
         """Writes summary.json, once, after all metrics are on disk; ``fields`` such as step, tokens, parent.

@@ -103,12 +103,12 @@ def check_data(study: Study, cache: Path) -> None:
     Raises:
         UserError: they do not, or are not in ``cache``.
     """
-    streams: dict[tuple[str, int, int], TokenStream] = {}
+    streams: dict[tuple[str, int, int, int], TokenStream] = {}
     for config in study.runs:
         data, context = config.data, config.model.context
-        key = (data.digest, data.valid_tokens, context)
+        key = (data.digest, data.valid_tokens, data.repeat, context)
         if key not in streams:
-            streams[key] = TokenStream(data, cache, context=context, seed=0)
+            streams[key] = TokenStream(data, cache, context=context, seed=0, repeat=data.repeat)
         check(config, streams[key])
 
 
@@ -136,6 +136,8 @@ def build_study(table: Mapping[str, Any], prepare: Prepare, name: str = "study")
     grids = grids if isinstance(grids, list) else [grids]
     tables: list[Mapping[str, Any]] = [point for grid in grids for point in product(base, read_axes(grid))] or [base]
     valid: list[TrainConfig] = [from_dict(TrainConfig, point) for point in tables]
+    for config in valid:
+        config.parallel.fits(1)  # a run of a sweep is one process
     prepared = _once(prepare)
     configs = [dataclasses.replace(config, data=prepared(config.data)) for config in valid]
     merged = _merge(configs)

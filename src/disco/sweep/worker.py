@@ -2,7 +2,8 @@
 
 It takes cohorts of runs, one at a time, as JSON lines on stdin, {"configs": [...], "runs": folder, "compiled": bool},
 and answers with JSON lines on stdout, {"event": ...}: "ready"; "progress" (step, tokens of each run); of one run
-"ended" (run, outcome) or "failed" (run, reason); at the end of a cohort "done", or "broken" (reason) or "stopped".
+"ended" (run, outcome) or "failed" (run, reason); at the end of a cohort "done", or "broken" (reason), "full" (reason:
+the disk is, which is no fault of the runs) or "stopped".
 {"stop": true} makes it leave the cohort that it is at, with checkpoints. The end of stdin means that the parent is
 gone, whatever killed it: exit at once.
 """
@@ -21,7 +22,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from disco.errors import UserError
+from disco.errors import NoSpaceError, UserError
 from disco.runs.schema import Outcome
 from disco.train.config import TrainConfig, from_dict
 
@@ -90,13 +91,15 @@ def serve(train: Train, commands: BinaryIO, replies: BinaryIO) -> None:
 
 
 def attempt(train: Train, order: Mapping[str, Any], reply: Reply, stop: threading.Event) -> None:
-    """Trains one cohort, and tells how that goes, from "progress" to "done" or "broken".
+    """Trains one cohort, and tells how that goes, from "progress" to "done", "broken" or "full".
 
     Raises:
         StoppedError: ``stop`` was set; the runs have been left with checkpoints.
     """
 
     def ended(run: str, result: Outcome | UserError) -> None:
+        if isinstance(result, NoSpaceError):
+            raise result
         if isinstance(result, UserError):
             reply("failed", run=run, reason=_line(result))
         else:
@@ -108,6 +111,8 @@ def attempt(train: Train, order: Mapping[str, Any], reply: Reply, stop: threadin
         reply("done")
     except StoppedError:
         raise
+    except NoSpaceError as error:
+        reply("full", reason=str(error))
     except Exception as error:  # one bad run must not end the sweep: it is recorded as failed
         traceback.print_exc()
         reply("broken", reason=_line(error))

@@ -25,8 +25,9 @@ ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc
 
 
 def environment() -> dict[str, str]:
-    """Variables of a process that trains: one thread, and memory that it keeps; what the user has set stays."""
-    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    """Variables of a process that trains on one core: one thread, no GPU, and memory that it keeps; what else the user
+    has set stays."""
+    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {"CUDA_VISIBLE_DEVICES": ""}
     return {"GLIBC_TUNABLES": ALLOCATOR} | dict(os.environ) | one
 
 
@@ -64,7 +65,8 @@ def _measure(configs: list[TrainConfig], cache: Path) -> float:
     from disco.train.data import TokenStream
 
     first = configs[0]
-    stream = TokenStream(first.data, cache, context=first.model.context, seed=first.seed)
+    data = first.data
+    stream = TokenStream(data, cache, context=first.model.context, seed=first.seed, repeat=data.repeat)
     program = Program(configs)
     for run in range(len(configs)):
         program.initialise(run)
@@ -72,9 +74,8 @@ def _measure(configs: list[TrainConfig], cache: Path) -> float:
 
     def step() -> None:
         program.set_rates(1.0)
-        program.optimizer.zero_grad()
-        program.model.loss(tokens, targets).sum().backward()
-        program.optimizer.step()
+        program.gradients(tokens, targets)
+        program.step()
 
     started = time.perf_counter()
     step()  # allocates and warms up

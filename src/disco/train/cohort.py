@@ -6,16 +6,20 @@ of one. Shape letters as in ``model.py``, and R runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from disco.groups import ParamGroups, init_, param_groups
+from disco.probe import measure_each
 from disco.scion import Scion
+from disco.train import checkpoint
 from disco.train.config import OptimizerConfig, TrainConfig
 from disco.train.model import Llama
+from disco.train.trainer import VALID_CHUNK, Trainer
 
 VARIED = ("lr", "momentum", "weight_decay", "betas")
 """Settings of a parameter group in which the runs of a cohort may differ."""
@@ -39,27 +43,35 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Scion:
 
 
 def _scion(groups: list[dict[str, Any]], config: OptimizerConfig) -> Scion:
-    return Scion(
-        groups,
-        lr=config.lr,
-        nesterov=config.nesterov,
-        orthogonalize=config.orthogonalize,
-        eps=config.eps,
-    )
+    return Scion(groups, **optimizer_settings(config))
 
 
-class Program:
+def optimizer_settings(config: OptimizerConfig) -> dict[str, Any]:
+    """Arguments of ``Scion`` and ``Disco`` that hold for all groups."""
+    return {
+        "lr": config.lr,
+        "nesterov": config.nesterov,
+        "orthogonalize": config.orthogonalize,
+        "eps": config.eps,
+    }
+
+
+class Program(Trainer):
     """Model and optimizer of a cohort, with weights that are still to be filled by ``initialise`` or ``load``.
 
     Args:
         configs: runs with one ``train.config.cohort_key``.
+        compiled: compile the model, also where the configuration does not ask for it; it changes the rounding only.
 
     Attributes:
         model: its parameters are [R, ...]; takes tokens [R, B, T].
         optimizer: over these; settings in which the runs differ are tensors [R].
     """
 
-    def __init__(self, configs: Sequence[TrainConfig]) -> None:
+    optimizer: Scion
+
+    def __init__(self, configs: Sequence[TrainConfig], compiled: bool = False) -> None:
+        super().__init__(configs[0])
         self.configs = list(configs)
         model, vocab = configs[0].model, configs[0].data.vocab
         self._one = Llama(model, vocab)
@@ -67,6 +79,8 @@ class Program:
         self.model = Llama(model, vocab)
         for name, param in list(self.model.named_parameters()):
             _replace(self.model, name, nn.Parameter(param.new_zeros(len(configs), *param.shape)))
+        self.model.to(self.device)
+        self.model.recompute(configs[0].parallel.recompute)
         params = dict(self.model.named_parameters())
         groups = []
         for same in zip(*(optimizer_groups(self._one, config.optimizer) for config in configs), strict=True):
@@ -74,20 +88,32 @@ class Program:
             own = {"params": [params[name] for name in same[0]["names"]], "batch_dims": same[0]["batch_dims"] + 1}
             groups.append({**same[0], **settings, **own})
         self.optimizer = _scion(groups, configs[0].optimizer)
-        self._rates: list[float | Tensor] = [group["lr"] for group in self.optimizer.param_groups]
+        self._remember_rates()
+        self.loss_fn = self.model.loss
+        if compiled or configs[0].compile:
+            torch.compiler.reset()  # what earlier cohorts compiled counts towards a limit
+            self.loss_fn = torch.compile(self.model.loss, dynamic=False)
 
     def initialise(self, run: int) -> None:
-        """Draws the initial weights of a run from its seed."""
         generator = torch.Generator().manual_seed(self.configs[run].seed)
         init_(self._one, self._one.init_scales(), generator=generator)
         self._put(run, build_optimizer(self._one, self.configs[run].optimizer))
 
-    def load(self, run: int, saved: dict[str, Any]) -> None:
-        """Takes a run's weights and optimizer state from what ``state`` returned."""
-        self._one.load_state_dict(saved["model"])
+    def load(self, run: int, path: Path) -> None:
         optimizer = build_optimizer(self._one, self.configs[run].optimizer)
-        optimizer.load_state_dict(saved["optimizer"])
+        checkpoint.restore(path, checkpoint.tensors(optimizer))
         self._put(run, optimizer)
+
+    def save(self, run: int, folder: Path, header: Mapping[str, Any], kept: int | None = None) -> None:
+        losses = torch.tensor(header["state"]["losses"], dtype=torch.float64)
+        content = {**header, "state": {**header["state"], "losses": losses}, **self.state(run)}
+        if kept is None:
+            checkpoint.rotate(folder, content)
+        else:
+            checkpoint.save(checkpoint.path_at(folder, kept), content)
+
+    def settle(self) -> None:
+        """Nothing: saves are complete when they return."""
 
     def state(self, run: int) -> dict[str, Any]:
         """A run's weights and optimizer state, as copies and as those of a model and optimizer of its own."""
@@ -101,7 +127,6 @@ class Program:
         return {"model": weights, "optimizer": optimizer.state_dict()}
 
     def keep(self, runs: Sequence[int]) -> None:
-        """Goes on with these runs only, in this order."""
         self.configs = [self.configs[run] for run in runs]
         index = torch.tensor(runs, device=self.model.rotation.device)
         kept: dict[Tensor, nn.Parameter] = {}
@@ -117,17 +142,25 @@ class Program:
             group |= {key: _taken(group[key], index) for key in VARIED}
         self._rates = [_taken(rate, index) for rate in self._rates]
 
-    def set_rates(self, factor: float) -> None:
-        """Sets the learning rates to ``factor`` times the configured ones."""
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
-
     def rates(self, run: int) -> dict[str, float]:
-        """Layer group -> learning rate of a run."""
         return {
             group["group"]: float(group["lr"][run] if isinstance(group["lr"], Tensor) else group["lr"])
             for group in self.optimizer.param_groups
         }
+
+    def norms(self) -> list[dict[str, float]]:
+        return measure_each(self.optimizer)
+
+    @torch.no_grad()
+    def valid_losses(self, tokens: Tensor, targets: Tensor) -> list[float]:
+        runs = len(self.configs)
+        rows = max(1, VALID_CHUNK // (runs * self._context))
+        totals = torch.zeros(runs, dtype=torch.float64)
+        for chunk, target in zip(tokens.split(rows), targets.split(rows), strict=True):
+            with self._precision():
+                losses = self.model.loss(*(x.to(self.device).expand(runs, -1, -1) for x in (chunk, target)))
+            totals += losses.double().cpu() * len(chunk)
+        return [float(total) for total in totals / len(tokens)]
 
     def _put(self, run: int, optimizer: Scion) -> None:
         with torch.no_grad():

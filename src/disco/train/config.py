@@ -5,21 +5,20 @@ Units: batch, horizon, warmup and context are in tokens; a learning rate is the 
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import functools
 import hashlib
 import json
 import math
-import numbers
 import re
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from disco.errors import UserError
+from disco.train.fields import ConfigError, coerce, from_dict, hint, number, positive, require, to_dict
+
+__all__ = [
+    "ConfigError", "DataConfig", "ModelConfig", "OptimizerConfig", "ParallelConfig", "ScheduleConfig", "TrainConfig",
+    "cohort_key", "from_dict", "number", "to_dict",
+]  # fmt: skip
 
 Placement = Literal[
     "everywhere",
@@ -34,28 +33,6 @@ Placement = Literal[
 """Which inputs get a parameter-free RMSNorm (arXiv:2510.03871, normalisation ablation)."""
 
 GROUPS = ("input", "hidden", "output", "vector")
-
-
-class ConfigError(UserError):
-    """A configuration that cannot be run; the message says what, what was given and what to do."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _coerce(config: Any) -> None:
-    """Gives every field its declared type, so that 1 and 1.0 are one configuration and have one run id."""
-    cls: type = type(config)
-    for name, kind in _types(cls).items():
-        object.__setattr__(config, name, _convert(kind, getattr(config, name), name))
-
-
-def _positive(**values: float | int | None) -> None:
-    for name, value in values.items():
-        ok = value is None or (math.isfinite(value) and value > 0)
-        _require(ok, f"{name} must be a positive number, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +56,17 @@ class ModelConfig:
     norm_eps: float = 1e-20
 
     def __post_init__(self) -> None:
-        _coerce(self)
-        _positive(
+        coerce(self)
+        positive(
             width=self.width, depth=self.depth, head_size=self.head_size, kv_heads=self.kv_heads,
             ffn_width=self.ffn_width, context=self.context, rope_theta=self.rope_theta, norm_eps=self.norm_eps,
         )  # fmt: skip
-        _require(self.head_size % 2 == 0, f"head_size must be even for rotary positions, got {self.head_size}")
-        _require(
+        require(self.head_size % 2 == 0, f"head_size must be even for rotary positions, got {self.head_size}")
+        require(
             self.width % self.head_size == 0,
             f"width must be a multiple of head_size, got width={self.width} and head_size={self.head_size}",
         )
-        _require(
+        require(
             self.kv_heads is None or self.heads % self.kv_heads == 0,
             f"kv_heads must divide the {self.heads} query heads (width / head_size), got {self.kv_heads}",
         )
@@ -116,25 +93,28 @@ class DataConfig:
     """Text and how it becomes tokens. ``digest`` and ``vocab`` are filled in by ``train.data.prepare``."""
 
     source: tuple[str, ...] = ("corpus",)
-    """"corpus" is the embedded text; anything else is a file or folder of .txt, .jsonl or .parquet."""
+    """"corpus" is the embedded text; anything else is a file or folder of .txt, .jsonl or .parquet, a folder that
+    ``disco data prepare`` made, or .bin files of nanoGPT or llm.c (docs/data.md)."""
     tokenizer: str = "bytes"
     """"bytes", "bpe:SIZE" (trained on the text itself), or the path of a Hugging Face tokenizer.json."""
     text_field: str = "text"
     """Field of .jsonl and .parquet records that holds the text."""
     valid_tokens: int = 2**16
     """Held-out tokens, the same ones for every run on this data."""
+    repeat: int = 1
+    """Passes over the training text that may be made; above 1 a run says in its summary how many it made."""
     digest: str = ""
     """Hash of the tokens (so of text and tokenizer); part of the run id in place of paths."""
     vocab: int = 0
 
     def __post_init__(self) -> None:
-        _coerce(self)
-        _require(bool(self.source), "data.source is empty; name a file, a folder or 'corpus'")
-        _positive(valid_tokens=self.valid_tokens)
+        coerce(self)
+        require(bool(self.source), "data.source is empty; name a file, a folder or 'corpus'")
+        positive(valid_tokens=self.valid_tokens, repeat=self.repeat)
         known = self.tokenizer == "bytes" or self.tokenizer.endswith(".json")
         if not known:
             match = re.fullmatch(r"bpe:(\d+)", self.tokenizer)
-            _require(
+            require(
                 match is not None and int(match[1]) > 256,
                 "tokenizer must be 'bytes', 'bpe:SIZE' with SIZE above 256, or a tokenizer.json, "
                 f"got {self.tokenizer!r}",
@@ -157,23 +137,23 @@ class OptimizerConfig:
     orthogonalize: Literal["polar_express", "newton_schulz", "svd"] = "newton_schulz"
 
     def __post_init__(self) -> None:
-        _coerce(self)
-        _positive(lr=self.lr, eps=self.eps)
+        coerce(self)
+        positive(lr=self.lr, eps=self.eps)
         for group, ratio in self.ratios.items():
-            _require(group in GROUPS, f"unknown layer group {group!r} in ratios{_hint(group, GROUPS)}")
-            _positive(**{f"ratio of {group}": ratio})
+            require(group in GROUPS, f"unknown layer group {group!r} in ratios{hint(group, GROUPS)}")
+            positive(**{f"ratio of {group}": ratio})
         self._refuse_idle_settings()
-        _require(0 <= self.momentum < 1, f"momentum is the weight of the old buffer, in [0, 1), got {self.momentum}")
-        _require(not (self.nesterov and self.momentum == 0), "nesterov needs momentum above 0, got momentum=0")
-        _require(
+        require(0 <= self.momentum < 1, f"momentum is the weight of the old buffer, in [0, 1), got {self.momentum}")
+        require(not (self.nesterov and self.momentum == 0), "nesterov needs momentum above 0, got momentum=0")
+        require(
             math.isfinite(self.weight_decay) and self.weight_decay >= 0,
             f"weight_decay must be 0 or more, got {self.weight_decay}",
         )
-        _require(
+        require(
             self.name != "adam" or self.weight_decay == 0,
             f"adam has no weight decay; use adamw for weight_decay={self.weight_decay}",
         )
-        _require(
+        require(
             len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
             f"betas are two numbers in [0, 1), got {self.betas}",
         )
@@ -185,7 +165,7 @@ class OptimizerConfig:
         used = {"scion": steepest, "muon": steepest + adaptive}.get(self.name, adaptive)
         for name in steepest + adaptive:
             fine = name in used or getattr(self, name) == getattr(OptimizerConfig, name)
-            _require(fine, f"{name} has no effect with {self.name}, which has {', '.join(used)}; leave it out")
+            require(fine, f"{name} has no effect with {self.name}, which has {', '.join(used)}; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,9 +178,51 @@ class ScheduleConfig:
     """Fraction of the horizon, at its end, over which the rate falls to 0."""
 
     def __post_init__(self) -> None:
-        _coerce(self)
-        _require(self.warmup >= 0, f"warmup is a number of tokens, 0 or more, got {self.warmup}")
-        _require(0 <= self.decay <= 1, f"decay is a fraction of the horizon in [0, 1], got {self.decay}")
+        coerce(self)
+        require(self.warmup >= 0, f"warmup is a number of tokens, 0 or more, got {self.warmup}")
+        require(0 <= self.decay <= 1, f"decay is a fraction of the horizon in [0, 1], got {self.decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How one run is spread over processes and memory (docs/distributed.md). It changes the rounding only."""
+
+    replicate: int = 1
+    """Copies of the model, each trained on a part of the batch: DDP, or with ``shard`` the outer dimension of HSDP."""
+    shard: int = 1
+    """Processes that share the parameters of a copy, each trained on a part of the batch: FSDP2."""
+    tensor: int = 1
+    """Processes that share each layer's work on the same tokens: tensor parallelism."""
+    micro_batch: int | None = None
+    """Tokens of a run that a process takes at a time, gradients adding up; None takes its whole part of the batch."""
+    recompute: bool = False
+    """Activation checkpointing: activations inside blocks are computed again in the backward pass, not kept."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        coerce(self)
+        positive(replicate=self.replicate, shard=self.shard, tensor=self.tensor, micro_batch=self.micro_batch)
+
+    @property
+    def data_ranks(self) -> int:
+        """Parts into which a batch is cut."""
+        return self.replicate * self.shard
+
+    def fits(self, processes: int) -> None:
+        """Makes sure that the sizes multiply to the number of processes.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        asked = self.data_ranks * self.tensor
+        have = "torchrun started" if processes > 1 else "there is"
+        require(
+            asked == processes,
+            f"parallel.replicate x shard x tensor is {self.replicate} x {self.shard} x {self.tensor} = {asked}, but "
+            f"{have} {processes} process{'es' if processes > 1 else ''}; make the sizes multiply to that, or start it "
+            f"with torchrun --nproc-per-node {asked} -m disco train ...",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,29 +249,52 @@ class TrainConfig:
     """Seconds between checkpoints. Does not change numbers."""
     compile: bool = False
     """torch.compile of the model."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: matrix products in bfloat16 by autocast, weights and optimizer in float32; for GPUs."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
-        _coerce(self)
-        _positive(
+        coerce(self)
+        positive(
             batch=self.batch, horizon=self.horizon, divergence=self.divergence,
             checkpoint_seconds=self.checkpoint_seconds,
         )  # fmt: skip
-        _require(
+        require(
             self.batch % self.model.context == 0,
             f"batch must be a multiple of the context, got batch={self.batch} and context={self.model.context} tokens",
         )
-        _require(
+        self._check_parts()
+        require(
             self.horizon % self.batch == 0,
             f"horizon must be a multiple of the batch, got horizon={self.horizon} and batch={self.batch} tokens",
         )
-        _require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")
-        _require(
+        require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")
+        require(
             self.parent is None or self.schedule.decay > 0,
             f"a run with a parent decays from it: set schedule.decay above 0 (parent={self.parent})",
         )
-        _require(
+        require(
             self.branch_tokens % self.batch == 0,
             f"the decay must start at a multiple of the batch, got {self.branch_tokens} tokens and batch={self.batch}",
+        )
+
+    def _check_parts(self) -> None:
+        require(
+            not self.compile or self.parallel.tensor == 1,
+            "compile does not go with parallel.tensor above 1: torch keeps compiled graphs with the names of their "
+            "process groups, which another run may not have; leave out one of them",
+        )
+        rows, ranks, micro = self.batch // self.model.context, self.parallel.data_ranks, self.parallel.micro_batch
+        require(
+            rows % ranks == 0,
+            f"parallel.replicate x shard is {ranks}, which does not divide the {rows} sequences of a batch "
+            f"(batch={self.batch}, context={self.model.context} tokens)",
+        )
+        part = self.batch // ranks
+        require(
+            micro is None or (micro % self.model.context == 0 and part % micro == 0),
+            f"parallel.micro_batch must be a multiple of the context of {self.model.context} tokens that divides the "
+            f"{part} tokens of a batch that a process takes, got {micro}",
         )
 
     @property
@@ -262,19 +307,16 @@ class TrainConfig:
         """Twelve hexadecimal digits of a hash over everything that changes numbers.
 
         Left out: the horizon of a run without decay (a longer horizon continues it), which checkpoints are kept,
-        how often they are made, and the paths of the data (its digest stands for them).
+        how often they are made, how the run is spread over processes, and the paths of the data (its digest stands for
+        them).
 
         Raises:
             ConfigError: the data have not been prepared, so their digest is unknown.
         """
-        _require(bool(self.data.digest), "the run id needs prepared data: call disco.train.data.prepare first")
-        content = to_dict(self)
-        for name in ("keep", "checkpoint_seconds"):
-            del content[name]
+        require(bool(self.data.digest), "the run id needs prepared data: call disco.train.data.prepare first")
+        content = _numerical(self)
         if not self.schedule.decay:
             del content["horizon"]
-        for name in ("source", "tokenizer", "text_field"):
-            del content["data"][name]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -284,104 +326,24 @@ def cohort_key(config: TrainConfig) -> str:
     Raises:
         ConfigError: the data have not been prepared, so their digest is unknown.
     """
-    _require(bool(config.data.digest), "cohorts need prepared data: call disco.train.data.prepare first")
-    content = to_dict(config)
-    for name in ("seed", "parent", "keep", "checkpoint_seconds"):
+    require(bool(config.data.digest), "cohorts need prepared data: call disco.train.data.prepare first")
+    content = _numerical(config)
+    for name in ("seed", "parent"):
         del content[name]
     for name in ("lr", "ratios", "momentum", "weight_decay", "betas"):
         del content["optimizer"][name]
-    for name in ("source", "tokenizer", "text_field"):
-        del content["data"][name]
     return json.dumps(content | {"branch": config.parent is not None}, sort_keys=True)
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain dictionary (JSON types) of a configuration; ``from_dict`` is its inverse."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, tuple) else value
-
-    result: dict[str, Any] = plain(config)
-    return result
-
-
-THOUSANDS = {"K": 3, "M": 6, "B": 9, "G": 9, "T": 12}
-"""Powers of ten of a count in short."""
-
-
-def number(value: Any, where: str) -> float:
-    """A finite number; as text also a power, ``"2^-5"``, ``"2**-5.5"``, or a count in short, ``"20k"``, ``"10B"``.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    try:
-        if isinstance(value, str):
-            match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:\^|\*\*)\s*\(?(-?\d+(?:\.\d+)?)\)?\s*", value)
-            in_short = re.fullmatch(r"\s*([\d_]+(?:\.\d+)?)\s*([kKMBbGT])\s*", value)
-            if match:
-                result = float(match[1]) ** float(match[2])
-            else:
-                result = float(f"{in_short[1]}e{THOUSANDS[in_short[2].upper()]}" if in_short else value)
-        else:
-            result = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
-    except (ValueError, ArithmeticError):  # not a number, or one too large for a float
-        result = math.nan
-    _require(math.isfinite(result), f'{where} must be a number such as 0.03 or "2^-5", got {value!r}')
-    return result + 0.0  # no negative zero
-
-
-def from_dict(kind: type, values: Mapping[str, Any], where: str = "") -> Any:
-    """Builds a configuration dataclass from nested dictionaries (TOML, JSON).
-
-    Raises:
-        ConfigError: an unknown key (with the nearest known one), a value of the wrong type, or one that is not valid.
-    """
-    name = where.rstrip(".") or "the configuration"
-    _require(isinstance(values, Mapping), f"{name} must be a table, got {values!r}")
-    known = _types(kind)
-    for key in values:
-        _require(key in known, f"unknown key {where + key!r}{_hint(key, known)}")
-    return kind(**{key: _convert(known[key], value, where + key) for key, value in values.items()})
-
-
-@functools.cache
-def _types(kind: type) -> dict[str, Any]:
-    """The declared types of a dataclass's fields."""
-    hints = typing.get_type_hints(kind)
-    return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
-
-
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):  # only "X | None" occurs
-        return None if value is None else _convert(arguments[0], value, where)
-    if origin is Literal:
-        _require(value in arguments, f"{where} must be one of {', '.join(arguments)}, got {value!r}")
-        return value
-    if origin is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_convert(arguments[0], item, where) for item in items)
-    if dataclasses.is_dataclass(kind):
-        made = isinstance(value, typing.cast(type, kind))
-        return value if made else from_dict(typing.cast(type, kind), value, where + ".")
-    if kind is int:
-        whole = number(value, where)
-        _require(whole == int(whole), f"{where} must be a whole number, got {value!r}")
-        return int(value if isinstance(value, numbers.Integral) else whole)  # a float is exact to 2^53 only
-    if kind is float:
-        return number(value, where)
-    if origin is not None and issubclass(origin, Mapping):
-        _require(isinstance(value, Mapping), f"{where} must be a table, got {value!r}")
-        return {key: number(item, f"{where}.{key}") for key, item in value.items()}
-    _require(isinstance(value, kind), f"{where} must be {kind.__name__}, got {value!r}")
-    return value
-
-
-def _hint(word: str, known: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+def _numerical(config: TrainConfig) -> dict[str, Any]:
+    """What changes numbers; settings that came later are left out where they are as if they were not there."""
+    content = to_dict(config)
+    for name in ("keep", "checkpoint_seconds", "parallel"):
+        del content[name]
+    for name in ("source", "tokenizer", "text_field"):
+        del content["data"][name]
+    if config.data.repeat == 1:
+        del content["data"]["repeat"]
+    if config.precision == "fp32":
+        del content["precision"]
+    return content

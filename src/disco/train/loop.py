@@ -2,7 +2,8 @@
 
 A run is a pure function of its configuration: killed anywhere and started again, it continues from its last checkpoint
 and leaves the record that an undisturbed run leaves. Runs that differ in a few settings only train together, as a
-cohort (``cohort.py``), each with its own record; a run alone is a cohort of one.
+cohort (``cohort.py``), each with its own record; a run alone is a cohort of one. A team of processes (``launch.py``)
+goes through the same loop, each with a part of every batch; its leader has the record.
 """
 
 from __future__ import annotations
@@ -13,45 +14,43 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from disco.errors import UserError
-from disco.probe import measure_each
 from disco.runs.schema import DATA, Outcome
-from disco.train.cohort import Program
 from disco.train.config import TrainConfig, cohort_key
 from disco.train.data import TokenStream, check, prepare
 from disco.train.member import Member
 from disco.train.schedule import evaluation_points, learning_rate_factor
+from disco.train.team import Team
 
 Progress = Callable[[int, int], None]
 Ended = Callable[[str, Outcome | UserError], None]
 End = Callable[[Member, Outcome | UserError], None]
 
-VALID_CHUNK = 8192
-"""Held-out tokens per forward pass, of all runs together; at least one sequence."""
+ALONE = Team()
 
 
-def train(config: TrainConfig, runs: Path, progress: Progress | None = None) -> Outcome:
+def train(config: TrainConfig, runs: Path, progress: Progress | None = None, team: Team = ALONE) -> Outcome:
     """Trains one run, or continues it, or returns at once if its record says that it is done.
 
     Args:
         config: the run; its data are prepared if they are not yet.
         runs: folder of run records; the run's own is ``runs / config.id``.
         progress: called with (step, tokens) after every step; what it raises ends the training, resumably.
+        team: the processes that train it, all of which call this.
 
     Returns:
         ``finished``, or ``diverged`` when the training loss exploded, or it or a held-out loss was not finite.
 
     Raises:
-        UserError: bad data, a corpus too short for the horizon, an unwritable folder, a damaged checkpoint, or another
-            process that trains the same run.
+        UserError: bad data, a corpus too short for the horizon, an unwritable folder, damaged checkpoints, another
+            process that trains the same run, or a ``parallel`` section for another number of processes.
     """
-    (ended,) = train_cohort([config], runs, progress).values()
+    (ended,) = train_cohort([config], runs, progress, team=team).values()
     if isinstance(ended, UserError):
         raise ended
     return ended
@@ -63,6 +62,7 @@ def train_cohort(
     progress: Progress | None = None,
     ended: Ended | None = None,
     compiled: bool = False,
+    team: Team = ALONE,
 ) -> dict[str, Outcome | UserError]:
     """Trains runs together: each leaves the record that it would leave alone, but for rounding.
 
@@ -72,17 +72,20 @@ def train_cohort(
         progress: called with (step, tokens of each run) after every step; what it raises ends the training, resumably.
         ended: called with (run id, outcome) as soon as a run has ended, or cannot start.
         compiled: compile the model, also where the configuration does not ask for it; it changes the rounding only.
+        team: the processes that train them; more than one train one run.
 
     Returns:
         Run id -> outcome, or why the run could not start (a damaged checkpoint, a lock); the others went on without it.
 
     Raises:
-        UserError: bad data, a corpus too short for the horizon, an unwritable folder.
+        UserError: bad data, a corpus too short for the horizon, an unwritable folder, the wrong number of processes.
         ValueError: no runs, or runs that cannot train as one program.
     """
     configs = _prepared(configs, runs)
+    configs[0].parallel.fits(team.size)
+    data, context = configs[0].data, configs[0].model.context
     streams = {
-        seed: TokenStream(configs[0].data, runs / DATA, context=configs[0].model.context, seed=seed)
+        seed: TokenStream(data, runs / DATA, context=context, seed=seed, repeat=data.repeat)
         for seed in {config.seed for config in configs}
     }
     check(configs[0], streams[configs[0].seed])
@@ -94,7 +97,7 @@ def train_cohort(
             ended(member.config.id, result)
 
     with ExitStack() as stack:
-        members = [Member(config, runs) for config in configs]
+        members = [Member(config, runs, team) for config in configs]
         waiting: dict[Member, set[int]] = {}
         for member in members:
             try:
@@ -106,7 +109,7 @@ def train_cohort(
             except UserError as error:
                 end(member, error)
         for step, group in _starting_together(waiting):
-            _Cohort(group, step, streams, end, compiled).go(progress)
+            _Cohort(group, step, streams, end, compiled, team).go(progress)
     return {config.id: results[config.id] for config in configs}
 
 
@@ -135,25 +138,27 @@ class _Cohort:
     """Runs that are at the same step, and the program that trains them."""
 
     def __init__(
-        self, members: list[Member], step: int, streams: dict[int, TokenStream], end: End, compiled: bool
+        self,
+        members: list[Member],
+        step: int,
+        streams: dict[int, TokenStream],
+        end: End,
+        compiled: bool,
+        team: Team,
     ) -> None:
         self.members = members
         self.step = step
         self.streams = streams
         self.end = end
+        self.team = team
         self.config = members[0].config
-        self.program = Program([member.config for member in members])
+        self.program = team.program([member.config for member in members], compiled)
         for index, member in enumerate(members):
-            saved = member.start(step)
-            if saved is None:
+            path = member.start(step)
+            if path is None:
                 self.program.initialise(index)
             else:
-                self.program.load(index, saved)
-        model = self.program.model
-        self.loss_fn: Any = model.loss
-        if compiled or self.config.compile:
-            torch.compiler.reset()  # what earlier cohorts compiled counts towards a limit
-            self.loss_fn = torch.compile(model.loss, dynamic=False)
+                self.program.load(index, path)
         self.valid = [torch.from_numpy(part) for part in streams[self.config.seed].valid_blocks()]
         self.clock = time.monotonic()
 
@@ -173,14 +178,15 @@ class _Cohort:
                 diverged |= self._record(with_valid=points[self.step].horizon)
             for index, member in enumerate(self.members):
                 if member.keeps:
-                    member.save(self.program.state(index), keep=True)
-            if diverged or self.step == last or self.clock - saved_at >= every:
+                    self.program.save(index, member.checkpoints, member.header(), kept=member.tokens)
+            if diverged or self.step == last or self.team.agree(self.clock - saved_at >= every):
                 self._save()  # before a run ends: the others resume without it from here on
                 saved_at = self.clock
             for member, reason in diverged.items():
                 self._end(member, Outcome.DIVERGED, reason)
             if progress is not None and self.members:
                 self._report(progress)
+        self.program.settle()
         for member in self.members:
             self._end(member, Outcome.FINISHED)
 
@@ -188,58 +194,46 @@ class _Cohort:
         """One update of every run; returns those that diverged, which are out of the program."""
         factor = learning_rate_factor(self.config, self.step)
         self.program.set_rates(factor)
-        losses, diverged = self._losses()
+        losses, diverged = self._gradients()
         if self.members:
-            self.program.optimizer.zero_grad()
-            losses.sum().backward()
-            self.program.optimizer.step()
+            self.program.step()
             self.step += 1
             now = time.monotonic()
             share, self.clock = (now - self.clock) / len(self.members), now
-            for member, loss in zip(self.members, losses.tolist(), strict=True):
+            for member, loss in zip(self.members, losses, strict=True):
                 member.count(loss, factor, share)
             exploded = {m: f"training loss {m.state.losses[-1]:.4g}" for m in self.members if m.exploded}
             diverged |= self._drop(exploded)
         return diverged
 
-    def _losses(self) -> tuple[Tensor, dict[Member, str]]:
-        """Losses [R] before the update. Where that is not finite, the run has diverged and nothing in it changes."""
+    def _gradients(self) -> tuple[list[float], dict[Member, str]]:
+        """Losses before the update. Where that is not finite, the run has diverged and nothing in it changes."""
         diverged: dict[Member, str] = {}
         while True:
-            losses: Tensor = self.loss_fn(*self._batch())
-            values = zip(self.members, losses.tolist(), strict=True)
+            losses = self.program.gradients(*self._batch())
+            values = zip(self.members, losses, strict=True)
             bad = {member: f"training loss {loss:.4g}" for member, loss in values if not math.isfinite(loss)}
             diverged |= self._drop(bad)
             if not bad or not self.members:
                 return losses, diverged
 
     def _batch(self) -> list[Tensor]:
-        """Tokens and targets [R, B, T] of the next step; runs of one seed share them."""
+        """This process's part of tokens and targets [R, B, T] of the next step; runs of one seed share them."""
         seeds = [member.config.seed for member in self.members]
-        blocks = {seed: self.streams[seed].batch(self.step, self.config.batch) for seed in set(seeds)}
+        which = {"rank": self.team.part, "ranks": self.team.parts}
+        blocks = {seed: self.streams[seed].batch(self.step, self.config.batch, **which) for seed in set(seeds)}
         if len(blocks) == 1:
             return [torch.from_numpy(part).expand(len(seeds), -1, -1) for part in blocks[seeds[0]]]
         return [torch.from_numpy(np.stack(parts)) for parts in zip(*(blocks[seed] for seed in seeds), strict=True)]
 
     def _record(self, with_valid: bool) -> dict[Member, str]:
         """Appends the metrics of this step; returns the runs whose held-out loss is not finite, as ``_step`` does."""
-        valid = self._valid_losses() if with_valid else [None] * len(self.members)
-        norms = measure_each(self.program.optimizer)
+        valid = self.program.valid_losses(*self.valid) if with_valid else [None] * len(self.members)
+        norms = self.program.norms()
         for index, member in enumerate(self.members):
             member.record(valid[index], self.program.rates(index), norms[index])
         losses = zip(self.members, valid, strict=True)
         return self._drop({m: f"held-out loss {v:.4g}" for m, v in losses if v is not None and not math.isfinite(v)})
-
-    @torch.no_grad()
-    def _valid_losses(self) -> list[float]:
-        tokens, targets = self.valid
-        runs = len(self.members)
-        rows = max(1, VALID_CHUNK // (runs * self.config.model.context))
-        totals = torch.zeros(runs, dtype=torch.float64)
-        for chunk, target in zip(tokens.split(rows), targets.split(rows), strict=True):
-            losses = self.program.model.loss(chunk.expand(runs, -1, -1), target.expand(runs, -1, -1))
-            totals += losses.double() * len(chunk)
-        return [float(total) for total in totals / len(tokens)]
 
     def _drop(self, gone: dict[Member, str]) -> dict[Member, str]:
         """Takes runs out of the program."""
@@ -255,12 +249,13 @@ class _Cohort:
             progress(self.step, self.step * self.config.batch)
         except BaseException:  # told to stop: keep what was trained
             self._save()
+            self.program.settle()
             raise
 
     def _save(self) -> None:
         for index, member in enumerate(self.members):
-            member.save(self.program.state(index))
+            self.program.save(index, member.checkpoints, member.header())
 
     def _end(self, member: Member, outcome: Outcome, reason: str = "") -> None:
-        member.finish(outcome, reason)
+        member.finish(outcome, reason, self.streams[member.config.seed].passes(member.tokens))
         self.end(member, outcome)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from disco.runs.writer import RunWriter
 from disco.train import checkpoint
 from disco.train.config import TrainConfig, to_dict
 from disco.train.model import Llama
+from disco.train.team import Team
 
 ORPHAN_SECONDS = 10.0
 """How long to wait for the lock of a run that the worker of a killed sweep still holds while it exits."""
@@ -41,36 +43,45 @@ class State:
     """Steps in a row whose loss was above the divergence threshold."""
     wall: float = 0.0
     """Seconds of training so far: of a cohort, the run's share."""
+    notes: list[str] = field(default_factory=list)
+    """What the summary should tell besides: checkpoints that were damaged."""
 
 
 class Member:
     """A run that trains alone or with others. A context manager: within it, the run's folder is locked.
 
+    Of a team, all processes have it and remember the same; the leader alone has the record.
+
     Attributes:
         outcome: how the run has ended, if it needs no training.
+        checkpoints: their folder.
     """
 
-    def __init__(self, config: TrainConfig, runs: Path) -> None:
+    def __init__(self, config: TrainConfig, runs: Path, team: Team) -> None:
         self.config = config
         self.outcome: Outcome | None = None
         self.state = State()
         self.writer = RunWriter(runs / config.id)
-        self._runs = runs
-        self._checkpoints = self.writer.folder / CHECKPOINTS
+        self._runs, self._team = runs, team
+        self.checkpoints = self.writer.folder / CHECKPOINTS
         self._kept = {tokens // config.batch for tokens in config.keep}
         self._threshold = config.divergence * math.log(config.data.vocab)
-        self._starts: dict[int, tuple[dict[str, Any] | None, int]] = {}
-        """Step -> checkpoint, None for initial weights, and the length of the record that belongs to it."""
+        self._starts: dict[int, tuple[Path | None, dict[str, Any], int]] = {}
+        """Step -> checkpoint, None for initial weights; its state; and the length of the record that belongs to it."""
+        self._notes: list[str] = []
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
+        outcome = self._team.first(self._enter)
+        self.outcome = Outcome(outcome) if outcome else None
+        return self
+
+    def _enter(self) -> str | None:
         folder = self.writer.folder
         self._open.enter_context(locked(folder / LOCK, wait=ORPHAN_SECONDS))
         self._open.enter_context(self.writer)
-        for unfinished in folder.rglob(".*.tmp"):  # of a process that was killed while it saved
-            unfinished.unlink(missing_ok=True)
-        self.outcome = outcome_so_far(folder, self.config.horizon)
-        return self
+        checkpoint.clean(folder)
+        return outcome_so_far(folder, self.config.horizon)
 
     def __exit__(self, *error: object) -> None:
         self._open.close()
@@ -81,9 +92,14 @@ class Member:
         These are the last two checkpoints, or where there are fewer the beginning: of the training, or where a decay
         branch leaves its parent.
 
+        A damaged checkpoint is passed over, and said, if there is another.
+
         Raises:
-            UserError: a damaged checkpoint, or a folder that cannot be written.
+            UserError: no checkpoint but damaged ones, or a folder that cannot be written.
         """
+        return set(self._team.first(self._prepare))
+
+    def _prepare(self) -> list[int]:
         goes_on = read_summary(self.writer.folder) is not None
         groups = param_groups(Llama(self.config.model, self.config.data.vocab)).layers()
         self.writer.start(
@@ -97,24 +113,47 @@ class Member:
                 "groups": {group: layers for group, layers in groups.items() if layers},
             }
         )
-        self._checkpoints.mkdir(exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        damage: dict[Path, checkpoint.DamagedError] = {}
         for name in (checkpoint.PREVIOUS, checkpoint.LATEST):
-            saved = checkpoint.load(self._checkpoints / name)
-            if saved is not None:
-                self._starts[_step(saved)] = saved, saved["offset"]
+            self._offer(self.checkpoints / name, damage)
+        for path in checkpoint.sharded(self.checkpoints):
+            if self._offer(path, damage):
+                break
+        if damage and not self._starts:
+            raise next(iter(damage.values()))
+        for path, error in damage.items():
+            aside = checkpoint.set_aside(path)
+            self._notes.append(f"{str(error).partition(';')[0]}, now {aside.name}: went on from the one before")
+            warnings.warn(self._notes[-1], stacklevel=2)
         if not self._starts or (len(self._starts) == 1 and not goes_on):
-            parent = self._parent_checkpoint()
-            self._starts.setdefault(_step(parent), (parent, 0))
-        return set(self._starts)
+            parent, state = self._parent_checkpoint()
+            self._starts.setdefault(int(state.get("step", 0)), (parent, state, 0))
+        return list(self._starts)
 
-    def start(self, step: int) -> dict[str, Any] | None:
+    def _offer(self, path: Path, damage: dict[Path, checkpoint.DamagedError]) -> bool:
+        """Takes a checkpoint among those to start from, if it is there and whole."""
+        try:
+            header = checkpoint.read_header(path)
+        except checkpoint.DamagedError as error:
+            damage[path] = error
+            return False
+        if header is not None:
+            self._starts[header["state"]["step"]] = path, header["state"], header["offset"]
+        return header is not None
+
+    def start(self, step: int) -> Path | None:
         """Cuts the record back to one of the steps that ``prepare`` returned; returns its checkpoint, if it has one."""
-        saved, offset = self._starts[step]
+        path, state, notes = self._team.first(lambda: self._start(step))
+        self.state = State(**state)
+        self.state.notes += notes
+        return Path(path) if path else None
+
+    def _start(self, step: int) -> tuple[str | None, dict[str, Any], list[str]]:
+        path, state, offset = self._starts[step]
         self._starts = {}
         self.writer.resume(offset)
-        if saved is not None:
-            self.state = State(**{**saved["state"], "losses": saved["state"]["losses"].tolist()})
-        return saved
+        return str(path) if path else None, state, self._notes
 
     def count(self, loss: float, factor: float, seconds: float) -> None:
         """Counts a step: the loss before it, the learning rate over the configured one, and the time it took."""
@@ -133,6 +172,8 @@ class Member:
 
     def record(self, valid: float | None, rates: dict[str, float], norms: dict[str, float]) -> None:
         """Appends the metrics of this step."""
+        if not self._team.leads:
+            return
         state = self.state
         line: dict[str, float] = {
             Metric.STEP: state.step,
@@ -151,42 +192,42 @@ class Member:
         self.writer.append(line | {lr_key(group): rate for group, rate in rates.items()} | norms)
 
     @property
+    def tokens(self) -> int:
+        """Tokens trained on so far."""
+        return self.state.step * self.config.batch
+
+    @property
     def keeps(self) -> bool:
         """Whether the checkpoint of this step is to be kept for good."""
         return self.state.step in self._kept
 
-    def save(self, program: dict[str, Any], keep: bool = False) -> None:
-        """Writes a checkpoint with the run's weights and optimizer state; the one before it stays."""
-        content = {
-            "schema": SCHEMA_VERSION,
-            "offset": self.writer.offset,
-            "state": {**vars(self.state), "losses": torch.tensor(self.state.losses, dtype=torch.float64)},
-            **program,
-        }
-        if keep:
-            checkpoint.save(checkpoint.path_at(self._checkpoints, self.state.step * self.config.batch), content)
-        else:
-            checkpoint.rotate(self._checkpoints, content)
+    def header(self) -> dict[str, Any]:
+        """What belongs into a checkpoint besides weights and optimizer state."""
+        return {"schema": SCHEMA_VERSION, "offset": self.writer.offset, "state": asdict(self.state)}
 
-    def finish(self, outcome: Outcome, reason: str = "") -> None:
-        """Writes the summary: the run has ended."""
-        step = self.state.step
-        tokens, wall = step * self.config.batch, round(self.state.wall, 3)
+    def finish(self, outcome: Outcome, reason: str = "", passes: float = 0.0) -> None:
+        """Writes the summary: the run has ended. ``passes`` over the training text are told where text was repeated."""
+        if not self._team.leads:
+            return
+        wall = round(self.state.wall, 3)
         if reason:
-            reason = f"{reason} at step {step}"
-        self.writer.finish(outcome, reason, step=step, tokens=tokens, parent=self.config.parent, wall=wall)
+            reason = f"{reason} at step {self.state.step}"
+        told: dict[str, Any] = {"passes": round(passes, 3)} if passes > 1 else {}
+        if self.state.notes:
+            told["notes"] = self.state.notes
+        self.writer.finish(
+            outcome, reason, step=self.state.step, tokens=self.tokens, parent=self.config.parent, wall=wall, **told
+        )
 
-    def _parent_checkpoint(self) -> dict[str, Any] | None:
-        """Where a decay branch starts; None if it was not kept: the run then trains the constant part itself."""
+    def _parent_checkpoint(self) -> tuple[Path | None, dict[str, Any]]:
+        """Where a decay branch starts; nothing if it was not kept: the run then trains the constant part itself."""
         config = self.config
         if config.parent is not None:
             folder, start = self._runs / config.parent / CHECKPOINTS, config.branch_tokens // config.batch
-            for path in (checkpoint.path_at(folder, config.branch_tokens), folder / checkpoint.LATEST):
-                saved = checkpoint.load(path)
-                if saved is not None and _step(saved) == start:
-                    return saved
-        return None
-
-
-def _step(saved: dict[str, Any] | None) -> int:
-    return int(saved["state"]["step"]) if saved is not None else 0
+            kept = checkpoint.path_at(folder, config.branch_tokens)
+            sharded = [kept.with_suffix(checkpoint.SHARDED), checkpoint.path_of_latest(folder, config.branch_tokens)]
+            for path in (kept, folder / checkpoint.LATEST, *sharded):
+                header = checkpoint.read_header(path)
+                if header is not None and header["state"]["step"] == start:
+                    return path, header["state"]
+        return None, {}

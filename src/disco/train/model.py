@@ -12,10 +12,12 @@ size, P = K/2 rotated pairs, V vocabulary. Weights may have one more dimension i
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from disco.train.config import ModelConfig, Placement
 from disco.train.kernels import cross_entropy, rms_norm, swiglu
@@ -143,8 +145,16 @@ class Block(nn.Module):
         part = 1 / (2 * config.depth)
         schemes = {"identity": (1.0, 1.0), "depth-normalised": (1 - part, part), "completep": (1.0, part)}
         self.skip, self.branch = schemes[config.residual]
+        self.recompute = False
+        """Activation checkpointing: keep only the input, and compute the rest again in the backward pass."""
 
     def forward(self, x_ND: Tensor, rotation_TP2: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            kept = checkpoint(self._forward, x_ND, rotation_TP2, use_reentrant=False, preserve_rng_state=False)
+            return cast(Tensor, kept)
+        return self._forward(x_ND, rotation_TP2)
+
+    def _forward(self, x_ND: Tensor, rotation_TP2: Tensor) -> Tensor:
         x_ND = self._add(x_ND, self.attention(self.attention_norm(x_ND), rotation_TP2))
         return self._add(x_ND, self.feed_forward(self.ffn_norm(x_ND)))
 
@@ -183,6 +193,11 @@ class Llama(nn.Module):
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean cross entropy in nats, in fp32."""
         return cross_entropy(self(tokens_BT).flatten(-3, -2), targets_BT.flatten(-2))
+
+    def recompute(self, wanted: bool) -> None:
+        """Turns activation checkpointing of the blocks on or off."""
+        for layer in self.layers:
+            cast(Block, layer).recompute = wanted
 
     def init_scales(self) -> dict[str, float]:
         """Parameter name -> factor on its initial norm; names not listed have 1.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from disco.errors import NoSpaceError
 from disco.runs.schema import Outcome
 from disco.sweep.engines._jobs import Job, Pace, Run
 from disco.sweep.progress import Display
@@ -79,6 +80,8 @@ class Course(ABC):
         self.jobs = [Job([self.runs[config.id] for config in each.runs], each.compiled) for each in cohorts]
         self._write_cohorts()
         self.failed_starts = 0
+        self.full = ""
+        """Why nothing more can be written: the sweep ends, to be continued when there is room."""
         self.pace = Pace()
 
     @abstractmethod
@@ -119,8 +122,10 @@ class Course(ABC):
             self.end(run, Outcome(message["outcome"]))
         elif event == "failed":
             self.give_up(self.runs[message["run"]], Outcome.FAILED, message["reason"])
-        else:  # the whole job: done, stopped or broken
+        else:  # the whole job: done, stopped, full or broken
             job.running = False
+            if event == "full":
+                self.full = message["reason"]
             if event == "broken":
                 self.take_apart(job, message["reason"])
 
@@ -162,7 +167,13 @@ class Course(ABC):
         self.shown.update(self.pace.snapshot(self.runs.values(), self.jobs, max(1, workers)))
 
     def result(self, received: list[int]) -> Result:
-        """How the sweep ended, after the signals received."""
+        """How the sweep ended, after the signals received.
+
+        Raises:
+            NoSpaceError: the disk is full.
+        """
+        if self.full:
+            raise NoSpaceError(self.full)
         outcomes = [run.outcome for run in self.runs.values()]
         return Result(
             finished=outcomes.count(Outcome.FINISHED),

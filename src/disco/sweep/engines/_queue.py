@@ -16,6 +16,10 @@ class QueueError(UserError):
     """The scheduler refused, or could not be asked."""
 
 
+class FullError(QueueError):
+    """The scheduler takes no more jobs for now: one of its limits is reached."""
+
+
 class Phase(StrEnum):
     """Where a job is."""
 
@@ -57,7 +61,11 @@ class Queue(Protocol):
         """What each job asks for."""
 
     def submit(self, name: str, orders: Sequence[Path]) -> None:
-        """Submits a job for each of the files <name>.<index>.json, in order (see ``task.py``)."""
+        """Submits a job for each of the files <name>.<index>.json, in order (see ``task.py``).
+
+        Raises:
+            FullError: there is no room for so many jobs now.
+        """
 
     def requeue(self, key: str, order: Path) -> None:
         """Starts a job that has ended once more, under the same key and from the same file."""

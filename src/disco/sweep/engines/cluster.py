@@ -10,6 +10,7 @@ import json
 import secrets
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from disco.runs.schema import DATA, Outcome
 from disco.runs.writer import write_json
 from disco.sweep.engines._course import DEATHS, STARTS, Course, Result, signals
 from disco.sweep.engines._jobs import Job
-from disco.sweep.engines._queue import JobState, Phase, Queue, QueueError
+from disco.sweep.engines._queue import FullError, JobState, Phase, Queue, QueueError
 from disco.sweep.progress import Display, display
 from disco.sweep.record import CANCEL, JOBS, Queued, outcome, read_queued, refuse_other_jobs, write_plan, write_queued
 from disco.sweep.study import Study, check_data
@@ -35,8 +36,8 @@ FORGOTTEN = 3
 """Answers in a row without a job after which it is gone."""
 RETRY_SECONDS = 30.0
 """After a submission that was refused, for example because the queue is full."""
-CANCEL_SECONDS = 120.0
-"""How long jobs may take to save and leave."""
+CANCEL_SECONDS = 180.0
+"""How long jobs may take to save and leave, and a process that watches them to notice: sbatch tries for two minutes."""
 
 
 def run_study(
@@ -53,7 +54,8 @@ def run_study(
 
     Raises:
         UserError: the data do not last for a run, another process watches the sweep, another engine has jobs of it, the
-            scheduler refuses the first submission, or jobs die one after the other before they train.
+            scheduler refuses the first submission for good, jobs die one after the other before they train, or the disk
+            is full.
     """
     out = out.resolve()
     check_data(study, out / DATA)
@@ -121,6 +123,8 @@ class _Ticket:
     state: JobState | None = None
     missed: int = 0
     """Answers in a row without it."""
+    sure: bool = True
+    """Whether the scheduler has confirmed it; its answer to the submission may have been lost."""
 
     def messages(self) -> list[dict[str, Any]]:
         """What it has said since; a line that a kill has cut is left out."""
@@ -149,12 +153,16 @@ class _Cluster(Course):
         self.trouble = ""
         """Why it could not be asked last time."""
         self.asked = self.refused = float("-inf")
+        self.refusal = ""
+        """Why the scheduler took no jobs last time."""
+        self.at_once = workers
+        """Jobs to submit at once: fewer where the scheduler had no room for so many."""
         (out / JOBS).mkdir(exist_ok=True)
         self._adopt()
 
     def run(self, received: list[int]) -> Result:
         """Keeps jobs in the queue until every run has ended, a signal is received, or the sweep is cancelled."""
-        while not received and self.unfinished():
+        while not received and not self.full and self.unfinished():
             self.give_up_branches()
             self._submit()
             self._listen()
@@ -165,7 +173,7 @@ class _Cluster(Course):
                 received.append(signal.SIGTERM)
             elif self.unfinished():
                 time.sleep(LISTEN_SECONDS)
-        if received and self.tickets:
+        if (received or self.full) and self.tickets:
             self.shown.say(
                 f"{len(self.tickets)} jobs stay with {self.queue.engine}; the same command watches them again, "
                 f"and this ends them: disco sweep cancel {self.out}"
@@ -217,7 +225,7 @@ class _Cluster(Course):
         """Submits the jobs that could start, as far as there is room."""
         taken = {run for ticket in self.tickets.values() if ticket.job is None for run in ticket.runs}
         ready = [job for job in self.ready() if taken.isdisjoint(run.config.id for run in job.left)]
-        ready = ready[: max(0, self.most - len(self.tickets))]
+        ready = ready[: max(0, min(self.most - len(self.tickets), self.at_once))]
         if not ready or time.monotonic() < self.refused + RETRY_SECONDS:
             return
         name = f"disco-{secrets.token_hex(4)}"
@@ -230,17 +238,36 @@ class _Cluster(Course):
         try:
             self.queue.submit(name, orders)
         except QueueError as error:
-            for key in new:
-                del self.tickets[key]
-            self._write_queued()
-            if not self.accepted:
-                raise
-            self.refused = time.monotonic()
-            self.shown.say(f"{error}; trying again in {RETRY_SECONDS:g} seconds")
+            self._refused(error, new)
             return
-        self.accepted = True
+        self.accepted, self.refusal, self.at_once = True, "", min(self.most, 2 * self.at_once)
         for job in ready:
             job.start()
+
+    def _refused(self, error: QueueError, new: Mapping[str, Job]) -> None:
+        """After a submission that failed: waits for room, or gives up. Jobs that are there nevertheless are watched."""
+        try:
+            there, sure = set(self.queue.states(list(new))), True
+        except QueueError:
+            there, sure = set(new), False
+        for key, job in new.items():
+            if key in there:
+                self.tickets[key].sure = sure
+                job.start()
+            else:
+                del self.tickets[key]
+        self._write_queued()
+        if there and sure:
+            self.accepted = True
+        elif isinstance(error, FullError) and len(new) > 1:
+            self.at_once = len(new) // 2
+        elif isinstance(error, FullError) or self.accepted:
+            self.refused = time.monotonic()
+            if str(error) != self.refusal:
+                self.shown.say(f"{error}; trying again every {RETRY_SECONDS:g} seconds")
+            self.refusal = str(error)
+        else:
+            raise error
 
     def _listen(self) -> None:
         for ticket in list(self.tickets.values()):
@@ -294,7 +321,7 @@ class _Cluster(Course):
         if state is not None:
             if state.requeues > (ticket.state.requeues if ticket.state else 0):
                 self.shown.say(f"job {state.id} was requeued, {state.requeues} times so far; it is {state}")
-            ticket.state = state
+            ticket.state, ticket.sure = state, True
         if ticket.missed >= FORGOTTEN or (state is not None and not state.live):
             self._read(ticket)
             if ticket.key in self.tickets:
@@ -308,7 +335,7 @@ class _Cluster(Course):
             return
         job.running = False
         self._look_up(job)
-        if not job.left:
+        if not job.left or not ticket.sure:
             return
         name, how = (state.id, str(state)) if state else (ticket.key, "unknown to the scheduler")
         if state is not None and state.phase == Phase.CANCELLED:

@@ -10,7 +10,7 @@ from typing import Any
 
 from disco.errors import UserError
 from disco.sweep.clusters import SlurmConfig
-from disco.sweep.engines._queue import JobState, Phase, QueueError
+from disco.sweep.engines._queue import FullError, JobState, Phase, QueueError
 from disco.sweep.engines.task import perform
 from disco.train.calibrate import environment
 
@@ -18,6 +18,15 @@ QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "
 RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 """Job state codes of the squeue manual; any other is an end."""
 FIELDS = ("Name", "JobArrayID", "ArrayTaskID", "State", "Reason", "RestartCnt", "exit_code")
+FOR_NOW = (
+    "Slurm job queue full",
+    "temporarily unable to accept job",
+    "Resource temporarily unavailable",
+    "Job creation temporarily disabled",
+    "MaxSubmitJob",
+    "job submit limit",
+)
+"""What sbatch says when a limit of jobs is reached: MaxJobCount of the cluster, MaxSubmitJobs of an account or QOS."""
 SECONDS = 60
 """How long a command of Slurm may take."""
 
@@ -63,7 +72,8 @@ class SlurmQueue:
             executor.update_parameters(job_name=name, **self._parameters())
             executor.submit_array([SlurmTask(order) for order in orders])
         except (self._submitit.core.utils.FailedJobError, OSError, RuntimeError) as error:
-            raise QueueError(f"Slurm refused {len(orders)} jobs: {_line(str(error))}") from None
+            kind = FullError if any(words in str(error) for words in FOR_NOW) else QueueError
+            raise kind(f"Slurm refused {len(orders)} jobs: {_line(str(error))}") from None
 
     def _parameters(self) -> dict[str, Any]:
         """Settings by submitit's names."""
