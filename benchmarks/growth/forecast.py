@@ -22,6 +22,7 @@ from disco.guide._course import Course, course
 from disco.guide._forecast import distance, forecast, planned, slope_of
 from disco.guide._growth_fit import growth
 from disco.guide._growth_model import Growth
+from disco.guide._watch import LINE
 from disco.runs.reader import Run, read_run
 from disco.runs.table import columns
 
@@ -29,8 +30,6 @@ RESULTS = Path(__file__).with_name("results.md")
 FRACTIONS = (0.02, 0.05, 0.2)
 CLOSE = 0.1
 """Octaves of norm."""
-LINE = 0.75
-"""Octaves of rate from which a run is flagged."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ import records
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from disco.cli import main
 from disco.guide import check
-from disco.guide._course import Course
+from disco.guide._course import Course, course
 from disco.guide._follow import Look, follow
 from disco.guide._log import Columns, without_abandoned
 from disco.guide._tail import Tail
+from disco.runs.reader import Run
 from disco.runs.schema import METRICS, Outcome, norm_key
-from disco.runs.writer import RunWriter
+from disco.runs.writer import RunWriter, write_json
 
 PLAN = planned.plan(planned.study())
 
@@ -72,8 +76,8 @@ def test_a_file_that_is_cut_rewritten_or_gone_voids_what_was_read(tmp_path: Path
     assert tail.read() == ([b"one\n"], True)
     path.write_bytes(b"ONE\ntwo\nthree\n")  # longer than before, and another
     assert tail.read() == ([b"ONE\n", b"two\n", b"three\n"], True)
-    path.unlink()
-    assert tail.read() == ([], True)
+    path.unlink()  # it may be about to be made again, by rotation
+    assert tail.read() == ([], False)
 
 
 def test_a_rotated_file_goes_on(folder: Path) -> None:
@@ -81,6 +85,16 @@ def test_a_rotated_file_goes_on(folder: Path) -> None:
     metrics.write_bytes(b"".join(LINES[:8]))
     assert len(_tokens(look())) == 8
     metrics.rename(folder / "metrics.jsonl.1")
+    metrics.write_bytes(b"".join(LINES[8:12]))
+    assert _tokens(look()) == [256.0 * step for step in STEPS[:12]]
+
+
+def test_a_look_between_renaming_and_making_again_forgets_nothing(folder: Path) -> None:
+    look, metrics = follow(folder, PLAN), folder / METRICS
+    metrics.write_bytes(b"".join(LINES[:8]))
+    look()
+    metrics.rename(folder / "metrics.jsonl.1")
+    assert len(_tokens(look())) == 8
     metrics.write_bytes(b"".join(LINES[8:12]))
     assert _tokens(look()) == [256.0 * step for step in STEPS[:12]]
 
@@ -118,6 +132,20 @@ def test_a_finished_run_that_is_to_go_on_has_not_ended(folder: Path) -> None:
         writer.append(_line(4))
         writer.finish(Outcome.FINISHED)
     assert follow(folder, PLAN)().ended == ""
+
+
+def test_a_run_ends_though_its_horizon_is_no_multiple_of_the_batch(tmp_path: Path) -> None:
+    for name, horizon, ended in (("whole", 4 * 256 + 100, "finished"), ("short", 5 * 256, "")):
+        (tmp_path / name).mkdir()
+        folder = records.write(tmp_path / name, records.config(horizon=2048), [], None)
+        config = json.loads((folder / "config.json").read_text())  # of another trainer's record
+        config["config"]["horizon"] = horizon
+        (folder / "config.json").write_text(json.dumps(config))
+        with RunWriter(folder) as writer:
+            writer.resume(0)
+            writer.append(_line(4))
+            writer.finish(Outcome.FINISHED)
+        assert follow(folder, PLAN)().ended == ended
 
 
 def _allowed(look: Look) -> None:
@@ -257,7 +285,7 @@ def test_a_log_that_grows_and_goes_back(tmp_path: Path, write: Written) -> None:
 def test_runs_of_a_log_are_chosen_by_name(tmp_path: Path) -> None:
     rows = [row | {"run": name} for name in ("a", "b") for row in _rows(STEPS[1:6])]
     path = _jsonl(tmp_path, rows)
-    assert "say which with --run: a, b" in follow(path, PLAN)().notes[0]
+    assert "say which with --name: a, b" in follow(path, PLAN)().notes[0]
     assert len(_tokens(follow(path, PLAN, Columns(run="b"))())) == 5
 
 
@@ -271,6 +299,98 @@ def test_settings_of_a_log_may_be_given(tmp_path: Path) -> None:
     columns = Columns(maps=("batch=512",), settings={"schedule.warmup": 2048, "optimizer.momentum": 0.9})
     course = _course(follow(_jsonl(tmp_path, _rows(STEPS[1:9])), PLAN, columns)())
     assert (course.batch, course.warmup, course.momentum) == (512, 2048, 0.9)
+
+
+def _falling(steps: range, factor: Callable[[float], float]) -> list[dict[str, Any]]:
+    total, path, rows = planned.TOKENS // 256, 0.0, []
+    for step in steps:
+        rate = planned.RATE * factor(step / total)
+        path += rate * steps.step
+        rows.append({"step": step, "loss": 5.0, "lr": rate, "norm": 2 ** float(planned.law(path))})
+    return rows
+
+
+def test_a_log_goes_on_at_its_current_rate(tmp_path: Path) -> None:
+    rows = _falling(range(8, 513, 8), lambda at: 1.0 if at < 0.25 else 0.25)
+    found = follow(_jsonl(tmp_path, rows), PLAN)()
+    course = _course(found)
+    assert course.lr.tolist() == pytest.approx([row["lr"] for row in rows])
+    assert course.rate == pytest.approx(planned.RATE / 4)
+    assert course.path_at(planned.TOKENS) == pytest.approx(course.path[-1] + 512 * planned.RATE / 4)
+    assert "the log does not tell the schedule: taken as planned: constant" in found.notes
+
+
+def test_a_schedule_that_is_not_declared_cannot_be_followed(tmp_path: Path) -> None:
+    rows = _falling(range(8, 308, 8), lambda at: (1 + math.cos(math.pi * at)) / 2)
+    found = check(_course(follow(_jsonl(tmp_path, rows), PLAN)()), PLAN)
+    assert found.verdict == "cannot tell"
+    assert "the logged rate falls, and no decay is declared" in found.reasons[0]
+
+
+def test_a_declared_peak_and_warmup_tell_where_a_log_is_going(tmp_path: Path) -> None:
+    rows = _falling(range(8, 97, 8), lambda at: min(1.0, at / 0.25))
+    path = _jsonl(tmp_path, rows)
+    told = {"schedule.warmup": 0.25 * planned.TOKENS, "optimizer.lr": planned.RATE}
+    look = follow(path, PLAN, Columns(settings=told))()
+    course = _course(look)
+    assert course.rate == pytest.approx(planned.RATE)
+    assert not any("schedule" in note for note in look.notes)
+    end = planned.RATE * (0.125 + 0.75) * planned.TOKENS / 256
+    assert course.path_at(planned.TOKENS) == pytest.approx(end, rel=0.01)
+    untold = check(_course(follow(path, PLAN)()), PLAN)
+    assert untold.verdict == "cannot tell"
+    assert "the logged rate rises, and no warmup is declared" in untold.reasons[0]
+
+
+def test_a_folder_of_checkpoints_is_looked_for_again(tmp_path: Path) -> None:
+    look = follow(tmp_path, PLAN)
+    assert look().course is None
+    (tmp_path / "config.json").write_text("{}")  # the model's
+    assert look().course is None
+    _trainer_state(tmp_path, _rows(STEPS[1:6]))
+    assert len(_tokens(look())) == 5
+    later = _trainer_state(tmp_path / "later", _rows(STEPS[1:9])) / "checkpoint-8"
+    later.rename(tmp_path / "checkpoint-16")
+    os.utime(tmp_path / "checkpoint-8" / "trainer_state.json", (1, 1))
+    assert len(_tokens(look())) == 8
+
+
+def test_a_log_ends_with_its_last_interval(tmp_path: Path) -> None:
+    total = planned.TOKENS // 256
+    for last, ended in ((total - 10, "finished"), (total - 20, ""), (total, "finished")):
+        path = _jsonl(tmp_path, _rows([*range(20, last, 15), last - 15, last]))
+        assert follow(path, PLAN)().ended == ended
+
+
+def test_only_what_needs_the_user_is_stuck(tmp_path: Path) -> None:
+    few, many = ([{"step": step, "lr": 0.1} for step in range(1, count)] for count in (4, 30))
+    assert not follow(_jsonl(tmp_path, few), PLAN)().stuck
+    assert follow(_jsonl(tmp_path, many), PLAN)().stuck
+    assert follow(_jsonl(tmp_path, [row | {"run": name} for name in "ab" for row in _rows(STEPS[1:4])]), PLAN)().stuck
+    assert not follow(tmp_path / "nothing.csv", PLAN)().stuck
+    (tmp_path / "half.parquet").write_bytes(b"PAR1")
+    assert not follow(tmp_path / "half.parquet", PLAN)().stuck
+
+
+def test_following_stops_where_the_user_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(tmp_path / "plan.json", PLAN.to_dict())
+    log = _jsonl(tmp_path, [row | {"run": name} for name in "ab" for row in _rows(STEPS[1:4])])
+    following = ["watch", str(log), "--plan", str(tmp_path / "plan.json"), "--follow", "--every", "0.01"]
+    assert main(following) == 2
+    assert "say which with --name: a, b" in capsys.readouterr().err
+    _jsonl(tmp_path, _rows([*STEPS[1:], planned.TOKENS // 256]))
+    assert main(following) in (0, 1, 3)
+    assert capsys.readouterr().err.count("the schedule: taken as planned: constant") == 1
+
+
+def test_momentum_that_an_import_does_not_tell_is_not_known() -> None:
+    head = {"model": {}, "batch": 256, "horizon": 1024, "optimizer": {"name": "", "lr": 0.1}}
+    run = Run(id="a", folder=Path("a"), config=head, groups={}, parameters=None, summary=None, metrics={
+        "step": np.array([4.0]), "tokens": np.array([1024.0])})  # fmt: skip
+    own, imported = course(run), course(replace(run, config=head | {"imported": {"form": "series"}}))
+    assert (own.momentum, own.weight_decay) == (0, 0)
+    assert math.isnan(imported.momentum)
+    assert math.isnan(imported.weight_decay)
 
 
 def test_rows_out_of_order_are_not_taken_for_a_resumption() -> None:

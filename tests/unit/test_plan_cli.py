@@ -48,6 +48,19 @@ def test_the_document_is_the_plan(fitted: StudyFit, file: Path, capsys: Capture)
     assert Plan.from_dict(found).to_dict() == found
 
 
+def test_growth_is_fitted_only_where_it_is_kept(
+    file: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr("disco.cli._plan.read_courses", lambda path: read.append(path) or [])
+    assert main(["plan", str(file), "--tokens", "2^22"]) == 0
+    assert not read
+    assert main(["plan", str(file), "--tokens", "2^22", "-o", str(tmp_path / "plan.json")]) == 0
+    capsys.readouterr()
+    shown(capsys, file, "--tokens", "2^22")
+    assert read == [file, file]
+
+
 def test_the_text_fits_a_terminal_and_says_it_all(file: Path, capsys: Capture) -> None:
     assert main(["plan", str(file), "--tokens", "2^23", "--max-batch", "2000", "--momentum", "0.9"]) == 0
     printed = capsys.readouterr()

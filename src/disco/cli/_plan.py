@@ -45,7 +45,7 @@ class Wanted:
 def plan(path: Path, wanted: Wanted, output: Path | None, as_json: bool) -> int:
     """Shows the recommended batch and learning rate, with what they rest on; writes them to a file for ``watch``."""
     fit, sweep = read_fit(path)
-    courses = read_courses(path)
+    courses = read_courses(path) if output is not None or as_json else []  # for watch; their growth takes seconds
     run = (read_settings(wanted.like) if wanted.like else {}) | dict(wanted.settings)
     result = make_plan(
         fit, wanted.tokens, wanted.batch, wanted.model, wanted.family,

@@ -59,14 +59,19 @@ def _columns(wanted: Wanted) -> Columns:
 
 
 def _follow(planned: Plan, look: Callable[[], Look], wanted: Wanted, as_json: bool) -> int:
-    code, shown, said = CODES["cannot tell"], (-1.0, ""), ""
+    code, shown = CODES["cannot tell"], (-1.0, "")
+    said: tuple[str, ...] = ()
     while True:
         now = look()
-        if now.course is None:
-            if now.notes[0] != said:
-                said = now.notes[0]
-                _show.warn([f"waiting: {said}"])
-        elif (now.course.last, now.ended) != shown:
+        if now.stuck:
+            raise UserError(now.notes[0])
+        if now.notes != said:
+            said = now.notes
+            if now.course is None:
+                _show.warn([f"waiting: {note}" for note in said])
+            elif not as_json:
+                _show.warn(said)
+        if now.course is not None and (now.course.last, now.ended) != shown:
             shown = (now.course.last, now.ended)
             code = _tell(planned, now, now.course, wanted, as_json)
             if now.ended or (wanted.stop and code == CODES["off course"]):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from disco.errors import UserError
-from disco.guide._course import Course
+from disco.guide._course import NORMS, Course, as_it_goes
 from disco.guide._plan import Plan
 from disco.guide._watch import Check, check
 
@@ -42,11 +43,13 @@ class Watch:
 
     Args:
         plan: Or the file that ``disco plan -o`` wrote.
-        lr: Peak base learning rate of the run; the plan's if not given. So are the next two.
+        lr: Peak base learning rate of the run; the plan's if not given. So are the next two. The rates given with the
+            reports win over it.
         batch: Tokens per step.
         horizon: Tokens to train on.
         every: Octaves of steps between checks.
-        settings: Further fields of ``Course``, such as ``momentum``, ``warmup`` or ``ratios``.
+        settings: Further fields of ``Course``, such as ``warmup`` or ``width``. Of the optimizer (``optimizer``,
+            ``momentum``, ``weight_decay``, ``ratios``) what is not given is the study's.
 
     Raises:
         UserError: the plan's file cannot be read.
@@ -64,12 +67,12 @@ class Watch:
     ) -> None:
         self.plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
         self._every = every
-        self._settings: dict[str, Any] = {
-            "rate": lr or self.plan.lr.value,
-            "batch": batch or self.plan.batch.value,
-            "horizon": horizon or float(self.plan.tokens),
-            **settings,
-        }
+        nothing = np.zeros(0)
+        self._scheduled = Course(
+            tokens=nothing, path=nothing, lr=nothing, norm=nothing, loss=nothing,
+            rate=lr or self.plan.lr.value, batch=batch or self.plan.batch.value,
+            horizon=horizon or float(self.plan.tokens), **_optimizer(self.plan.settings) | settings,
+        )  # fmt: skip
         self._points: list[dict[str, float]] = []
         self._path, self._step, self._due = 0.0, 0, 0.0
 
@@ -78,7 +81,8 @@ class Watch:
     ) -> Check | None:
         """Takes a report; returns a check when one is due, or when the loss is not finite.
 
-        A step that is not after the last one means that the run went back to a checkpoint.
+        A check that is due waits for norms, for at most an octave of steps. A step that is not after the last one means
+        that the run went back to a checkpoint.
 
         Args:
             step: Updates made so far.
@@ -86,20 +90,24 @@ class Watch:
             loss: Nats of training.
             norms: Layer group -> its norm, or its layers' norms, such as
                 ``{group: optimizer.norms(groups=[group]) for group in ("input", "hidden", "output")}``; None: not now.
-            lr: Base learning rate of the last step; the peak's if not given.
+            lr: Base learning rate of the steps since the last report; that of the schedule if not given.
         """
         if step <= self._step:
             self._back_to(step)
-        rate = self._settings["rate"] if lr is None else lr
-        self._path += rate * (step - self._step)
+        if lr is None:
+            batch = self._scheduled.batch
+            self._path += self._scheduled.ahead(self._step * batch, step * batch)
+            lr = self._scheduled.rate * self._scheduled.factor_of(step * batch)
+        else:
+            self._path += lr * (step - self._step)
         self._step = step
         diverged = not math.isfinite(loss)
-        last = self._points[-1]["step"] if self._points else 0.0
-        if not diverged and step < last * 2**FINEST and step < self._due:
+        due = diverged or (step >= self._due and (bool(norms) or step >= 2 * self._due))
+        if not due and step < self._kept(with_norms=bool(norms)) * 2**FINEST:
             return None
-        point = {"step": float(step), "tokens": tokens, "loss": loss, "lr": rate, "path": self._path}
+        point = {"step": float(step), "tokens": tokens, "loss": loss, "lr": lr, "path": self._path}
         self._points.append(point | {f"norm/{group}": _largest(value) for group, value in (norms or {}).items()})
-        if not diverged and step < self._due:
+        if not due:
             return None
         self._due = max(step, 1) * 2**self._every
         return check(self.course, self.plan, "diverged" if diverged else "")
@@ -115,7 +123,7 @@ class Watch:
         norms = {name.removeprefix("norm/"): column(name) for name in groups}
         tokens, path, lr, loss = map(column, ("tokens", "path", "lr", "loss"))
         norm = norms.get("output", column("norm/output"))
-        return Course(tokens=tokens, path=path, lr=lr, norm=norm, loss=loss, norms=norms, **self._settings)
+        return as_it_goes(replace(self._scheduled, tokens=tokens, path=path, lr=lr, norm=norm, loss=loss, norms=norms))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint of the training loop should keep, in JSON types."""
@@ -126,10 +134,24 @@ class Watch:
         self._points = [dict(point) for point in state["points"]]
         self._path, self._step, self._due = state["path"], state["step"], 0.0
 
+    def _kept(self, with_norms: bool) -> float:
+        """Step of the last point that was kept, or of the last with norms."""
+        kept = (each for each in reversed(self._points) if not with_norms or any("norm/" in name for name in each))
+        return next(kept, {"step": 0.0})["step"]
+
     def _back_to(self, step: int) -> None:
         self._points = [point for point in self._points if point["step"] < step]
         last = self._points[-1] if self._points else {"path": 0.0, "step": 0.0}
         self._path, self._step, self._due = last["path"], int(last["step"]), 0.0
+
+
+def _optimizer(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of ``Course`` for a study's optimizer, as far as it is known."""
+    names = {"optimizer": "name", "momentum": "momentum", "weight_decay": "weight_decay"}
+    values = {name: settings.get(f"optimizer.{key}") for name, key in names.items()}
+    found = {name: value for name, value in values.items() if value is not None}
+    ratios = {group: settings.get(f"optimizer.ratios.{group}") for group in NORMS}
+    return {**found, "ratios": {group: ratio for group, ratio in ratios.items() if isinstance(ratio, int | float)}}
 
 
 def _largest(value: float | Mapping[str, float]) -> float:

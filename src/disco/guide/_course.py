@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from disco.runs.imported import IMPORTED
 from disco.runs.reader import Run
 from disco.runs.schema import Metric, lr_key
+from disco.train import schedule
 
 Array = NDArray[np.float64]
 
@@ -20,6 +22,13 @@ NORMS: Mapping[str, str] = {
 """Layer group -> its own norm, that whose steps have size 1."""
 NODES = 4096
 """Most nodes over which a schedule is summed."""
+ENDING = 0.05
+"""Share of the peak below which a falling rate no longer tells it."""
+SAME = 0.05
+"""Octaves within which a logged rate is the scheduled one."""
+STIRRING, JUMP = 0.005, 0.98
+"""Octaves by which the peak that the logged rates mean moves over the last half octave of tokens, if it does, and the
+part of that in one place from which it is a jump to another peak."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +89,13 @@ class Course:
         start = self.horizon * (1 - self.decay)
         return np.minimum(rise, np.clip(1 - (at - start) / (self.horizon - start), 0.0, 1.0))
 
+    def factor_of(self, tokens: float) -> float:
+        """The trainer's factor of the update that ends at so many tokens (``train.schedule.factor``)."""
+        step = max(round(tokens / self.batch), 1) - 1
+        steps = max(round(self.horizon / self.batch), step + 1) if math.isfinite(self.horizon) else step + 1
+        decay = self.decay * steps if math.isfinite(self.horizon) else 0.0
+        return schedule.factor(step, steps=steps, warmup=self.warmup / self.batch, decay=decay)
+
     def path_at(self, tokens: float) -> float:
         """Path after so many tokens: walked so far (linear between logged points), then as scheduled at ``rate``."""
         known = np.isfinite(self.path)
@@ -112,11 +128,12 @@ class Course:
 def course(run: Run, family: str = "") -> Course:
     """The course of a run's record, finished or not.
 
-    Where no path was logged it is the sum of the logged rates (each holds until the next line), or else that of the
-    schedule. Where the last logged rate is not the scheduled one, the run is taken to go on at that.
+    Where no path was logged it is the sum of the logged rates (each for the steps since the line before), or else that
+    of the schedule. Where the last logged rate is not the scheduled one, the run is taken to go on at that.
     """
     config = run.config
-    optimizer, schedule = config["optimizer"], config.get("schedule") or {}
+    optimizer, planned = config["optimizer"], config.get("schedule") or {}
+    missing = math.nan if IMPORTED in config else 0.0
     ratios = {group: float(ratio) for group, ratio in (optimizer.get("ratios") or {}).items()}
     tokens = run.column(Metric.TOKENS)
     empty = np.full(len(tokens), math.nan)
@@ -127,14 +144,17 @@ def course(run: Run, family: str = "") -> Course:
         tokens=tokens, path=path, lr=lr, norm=norms.get("output", empty), norms=norms,
         loss=trained if np.isfinite(trained).any() else run.column(Metric.LOSS_VALID),
         batch=float(config["batch"]), rate=float(optimizer["lr"]), horizon=float(config["horizon"]),
-        momentum=_number(optimizer.get("momentum", 0.0)), weight_decay=_number(optimizer.get("weight_decay", 0.0)),
-        warmup=_number(schedule.get("warmup"), 0.0), decay=_number(schedule.get("decay"), 0.0),
+        momentum=_number(optimizer.get("momentum", missing)),
+        weight_decay=_number(optimizer.get("weight_decay", missing)),
+        warmup=_number(planned.get("warmup"), 0.0), decay=_number(planned.get("decay"), 0.0),
         width=_number(config["model"].get("width")), depth=_number(config["model"].get("depth")),
         optimizer=str(optimizer["name"]), ratios=ratios, seed=int(config.get("seed") or 0), family=family,
     )  # fmt: skip
     if not np.isfinite(path).any() and len(tokens):
         found = replace(found, path=_summed(found))
-    return _as_it_goes(found)
+    elif "table" in config.get(IMPORTED, {}) and not np.isfinite(lr).any():
+        found = replace(found, lr=_rate_along(found))
+    return as_it_goes(found)
 
 
 def _base_rate(run: Run, ratios: Mapping[str, float], empty: Array) -> Array:
@@ -152,16 +172,51 @@ def _summed(of: Course) -> Array:
     return np.asarray(np.cumsum(steps * of.lr))
 
 
-def _as_it_goes(of: Course) -> Course:
+def _rate_along(of: Course) -> Array:
+    """The logged rates from the path that was summed over them, line by line (``runs.convert``)."""
+    steps = np.diff(of.tokens, prepend=0.0) / of.batch
+    return np.asarray(np.diff(of.path, prepend=0.0) / np.where(steps > 0, steps, math.nan))
+
+
+def as_it_goes(of: Course) -> Course:
     """With the peak rate that the last logged one means, if that is clearly another than the scheduled one."""
-    known = np.isfinite(of.lr) & (of.tokens > 0)
+    known = _rated(of)
     if not known.any():
         return of
     at = float(of.tokens[known][-1])
-    now, factor = float(of.lr[known][-1]), float(of.factor(at - of.batch / 2))
-    if factor < 0.05 or not now > 0 or abs(math.log2(now / (of.rate * factor))) < 0.05:
+    now, factor = float(of.lr[known][-1]), of.factor_of(at)
+    if (factor < ENDING and at > of.warmup) or not factor > 0:
         return of
-    return replace(of, rate=now / factor)
+    return of if abs(math.log2(now / (of.rate * factor))) < SAME else replace(of, rate=now / factor)
+
+
+def stirring(of: Course) -> str:
+    """How the logged rates contradict the declared schedule, so that the rate to come is not known; empty if not.
+
+    Over the last half octave of tokens the peak that they mean moves, and not in one jump.
+    """
+    known = _rated(of)
+    tokens, lr = of.tokens[known], of.lr[known]
+    factors = np.array([of.factor_of(float(at)) for at in tokens])
+    usable = factors > ENDING
+    tokens, factors, peaks = tokens[usable], factors[usable], np.log2(lr[usable] / factors[usable])
+    if len(tokens) < 3:
+        return ""
+    near = tokens >= tokens[-1] / math.sqrt(2)
+    near[-4:] = True
+    # The rate of one step earlier or later may have been logged.
+    first, last = (float(each) for each in tokens[near][[0, -1]])
+    shift = max(abs(math.log2(of.factor_of(at + of.batch) / of.factor_of(at))) for at in (first, last))
+    moved = float(peaks[near][-1] - peaks[near][0])
+    if abs(moved) < STIRRING + shift or np.abs(np.diff(peaks[near])).max() > JUMP * abs(moved):
+        return ""
+    if moved > 0:
+        return f"the logged rate rises, and no {'such ' if of.warmup > 0 else ''}warmup is declared"
+    return f"the logged rate falls, and no {'such ' if of.decay > 0 else ''}decay is declared"
+
+
+def _rated(of: Course) -> NDArray[np.bool_]:
+    return np.isfinite(of.lr) & (of.lr > 0) & (of.tokens > 0)
 
 
 def _number(value: object, missing: float = math.nan) -> float:

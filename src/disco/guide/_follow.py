@@ -12,11 +12,11 @@ from pathlib import Path
 
 from disco.errors import UserError
 from disco.guide._course import Course, course
-from disco.guide._log import Columns, Log
+from disco.guide._log import Columns, Log, StuckError
 from disco.guide._plan import Plan
 from disco.guide._tail import Tail
 from disco.runs.reader import as_columns, metrics_line, read_head
-from disco.runs.schema import CONFIG, METRICS, Metric, Outcome
+from disco.runs.schema import METRICS, Metric, Outcome
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Look:
     """Outcome of the run; "" while it goes on."""
     notes: tuple[str, ...] = ()
     """What was assumed, and what is in the way."""
+    stuck: bool = False
+    """Whether what is in the way stays until the user says more."""
 
 
 def follow(path: Path, plan: Plan, columns: Columns | None = None) -> Callable[[], Look]:
@@ -39,18 +41,30 @@ def follow(path: Path, plan: Plan, columns: Columns | None = None) -> Callable[[
         plan: What a log does not tell is taken to be as planned.
         columns: How a log is read.
     """
-    is_log = path.is_file() or (not path.exists() and path.suffix) or (path.is_dir() and Log.home(path) != path)
-    if not is_log or (path / CONFIG).exists():
-        return _Record(path).look
-    log = Log(Log.home(path), plan, columns or Columns())
+    at: tuple[Path, bool] | None = None
+    source: _Record | Log
 
     def look() -> Look:
+        nonlocal at, source
+        now = _source(path)
+        if now != at:  # in a folder a log comes with the first checkpoint, and moves to the next
+            home, is_record = at = now
+            source = _Record(home) if is_record else Log(home, plan, columns or Columns())
+        if isinstance(source, _Record):
+            return source.look()
         try:
-            return Look(*log.look())
+            return Look(*source.look())
         except UserError as error:
-            return Look(None, notes=(str(error),))
+            return Look(None, notes=(str(error),), stuck=isinstance(error, StuckError))
 
     return look
+
+
+def _source(path: Path) -> tuple[Path, bool]:
+    """Where a run is by now, and whether it is a record: a folder is, unless it is one of Hugging Face's Trainer (which
+    may write a config.json too)."""
+    home = path if (path / METRICS).exists() else Log.home(path)
+    return home, home.is_dir() or not (home.exists() or home.suffix)
 
 
 class _Record:
@@ -76,7 +90,8 @@ class _Record:
             return Look(None, notes=(str(error),))
         notes = (f"{self._damaged} damaged lines are left out",) if self._damaged else ()
         run = replace(head, metrics=as_columns(self._lines))
-        goes_on = run.outcome is None or (run.outcome == Outcome.FINISHED and run.tokens < run.config["horizon"])
+        left = run.config["horizon"] - run.tokens
+        goes_on = run.outcome is None or (run.outcome == Outcome.FINISHED and left >= run.config["batch"])
         return Look(course(run), "" if goes_on else str(run.outcome), notes)
 
     def _add(self, line: dict[str, float] | None) -> None:

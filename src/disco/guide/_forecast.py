@@ -169,7 +169,8 @@ def planned(course: Course, tokens: float, growth: Growth | None, rate: float) -
 def slope_of(course: Course, tokens: float, growth: Growth | None = None) -> float:
     """Octaves of the output norm at ``tokens`` per octave of the learning rate of the whole run: about 0.5 late in it.
 
-    By the study's growth; without one that holds, the slope of the run's own norm over its path; NaN without either.
+    By the study's growth; without one that holds, by the run's own course; NaN without either, and at least ``LEAST``.
     """
     low, high = (planned(course, tokens, growth, course.rate * 2**octaves).log2 for octaves in (-0.5, 0.5))
-    return max(high - low if math.isfinite(high - low) else own_slope(course), LEAST)
+    slope = high - low if math.isfinite(high - low) else own_slope(course, tokens)
+    return max(slope, LEAST)  # NaN stays

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from disco.errors import UserError
@@ -26,6 +27,7 @@ from disco.runs.ingest import ingest
 from disco.runs.presets import expand
 from disco.runs.schema import Outcome
 from disco.runs.sources import MISSING, from_chart, from_rows, read_table
+from disco.runs.units import counted
 
 STATE = "trainer_state.json"
 """Log of Hugging Face's Trainer, rewritten at each of its checkpoints."""
@@ -33,8 +35,8 @@ STEPS = ("step", "_step", "Step", "global_step", "tokens")
 """Columns that tell the order of a log; the first that is there does."""
 UNSORTED = 0.1
 """Share of rows that step back, above which a table is not in order of steps, rather than resumed."""
-COMPLETE = 0.999
-"""Share of the horizon at which a log's run is at its end."""
+ENOUGH = 10
+"""Rows after which a column that is missing is not expected any more."""
 DECLARED: Mapping[str, str] = {
     "momentum": "optimizer.momentum",
     "weight_decay": "optimizer.weight_decay",
@@ -63,6 +65,10 @@ class Columns:
     """Of the run, by dotted name, such as optimizer.momentum; the study's where they are not given."""
 
 
+class StuckError(UserError):
+    """A log that can be read only if the user says how."""
+
+
 class Log:
     """A log that may still grow."""
 
@@ -77,13 +83,14 @@ class Log:
     def home(path: Path) -> Path:
         """The log in a folder of Hugging Face's Trainer: of its latest checkpoint; the path itself if it is none."""
         states = [*path.glob(STATE), *path.glob(f"checkpoint-*/{STATE}")]
-        return max(states, key=lambda state: state.stat().st_mtime) if states else path
+        return max(states, key=_changed) if states else path
 
     def look(self) -> tuple[Course | None, str, tuple[str, ...]]:
         """The course so far, the outcome if the run has ended, and notes.
 
         Raises:
-            UserError: there are no columns to make a course of, or several runs.
+            UserError: the file cannot be read, or has no columns yet to make a course of.
+            StuckError: there are several runs, or the columns are still missing after ``ENOUGH`` rows.
         """
         if self._suffix in (".parquet", ".gz"):
             table = read_table(self._path)
@@ -95,7 +102,10 @@ class Log:
             table = from_chart(from_rows(without_abandoned(self._rows)))
         if not len(table):
             return None, "", (f"{self._path} holds no measurements yet",)
-        return self._course(table)
+        try:
+            return self._course(table)
+        except UserError as error:
+            raise StuckError(str(error)) if len(table) >= ENOUGH else error from None
 
     def _read_on(self) -> None:
         new, void = self._tail.read()
@@ -144,13 +154,16 @@ class Log:
         names = [str(run.config[IMPORTED].get("run")) for run in runs]
         wanted = self._columns.run or (names[0] if len(names) == 1 else "")
         if wanted not in names:
-            raise UserError(f"{self._path} holds {len(names)} runs; say which with --run: {', '.join(names[:8])}")
+            raise StuckError(f"{self._path} holds {len(names)} runs; say which with --name: {', '.join(names[:8])}")
         run = runs[names.index(wanted)]
         horizon = int(self._columns.settings.get("horizon") or self._plan.tokens)
-        found = course(replace(run, config={**run.config, "horizon": horizon}))
+        config = {**run.config, "horizon": horizon}
+        if "optimizer.lr" in self._columns.settings:  # the peak; the largest so far is only that of the log
+            config["optimizer"] = {**config["optimizer"], "lr": float(self._columns.settings["optimizer.lr"])}
+        found = course(replace(run, config=config))
         if run.outcome == Outcome.DIVERGED:
             return found, str(Outcome.DIVERGED), notes
-        return found, str(Outcome.FINISHED) if found.last >= COMPLETE * horizon else "", notes
+        return found, str(Outcome.FINISHED) if _complete(found) else "", notes
 
     def _guess(self, table: pl.DataFrame) -> str:
         if self._suffix == ".json":
@@ -169,16 +182,44 @@ class Log:
             if name not in known and math.isfinite(value):
                 maps.append(f"{name}={value!r}")
                 notes.append(f"the log does not tell {name}: taken as planned")
+        declared: dict[str, float] = {}
         for name, setting in DECLARED.items():
             value = self._columns.settings.get(setting, self._plan.settings.get(setting))
             if name not in known and isinstance(value, int | float):
-                maps.append(f"{name}={float(value)!r}")
+                declared[name] = float(value)
+        if "decay" not in known:
+            declared.setdefault("decay", 0.0)  # or it would be guessed from what has been logged so far
+        maps += [f"{name}={value!r}" for name, value in declared.items()]
+        told = {*known, *(name for name, setting in DECLARED.items() if setting in self._columns.settings)}
+        if not {"warmup", "decay"} & told:
+            notes.append(f"the log does not tell the schedule: taken as planned: {_schedule(declared)}")
         optimizer = self._columns.settings.get("optimizer.name", self._plan.settings.get("optimizer.name"))
         if "optimizer" not in known and optimizer:
             maps.append(f"optimizer='{optimizer}'")
         if not {"run", "run_name"} & known:
             maps.append("run='log'")
         return maps, tuple(notes)
+
+
+def _schedule(declared: Mapping[str, float]) -> str:
+    """In words."""
+    parts = [f"a warmup of {counted(declared['warmup'])} tokens"] if declared.get("warmup") else []
+    parts += [f"a decay over the last {declared['decay']:.0%}"] if declared.get("decay") else []
+    return " and ".join(parts) or "constant"
+
+
+def _complete(course: Course) -> bool:
+    """Whether a log's run is at its end: no other line as far on as the last was is to come."""
+    steps = np.diff(course.tokens, prepend=0.0)
+    return bool(course.horizon - course.last < max(course.batch, float(steps[steps > 0][-1]) if course.last else 0.0))
+
+
+def _changed(file: Path) -> float:
+    """When a file was last written; -1 if it is gone."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return -1.0
 
 
 def without_abandoned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

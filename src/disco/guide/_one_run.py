@@ -51,6 +51,8 @@ PRECISE = 1e-3
 """Octaves of path to which it is found."""
 STEP = 0.25
 """Octaves of path to either side over which the slope is taken."""
+SCATTER = 0.03
+"""Standard deviation of a measured norm from seed to seed, octaves, where no study tells it."""
 FLATTEST = 0.05
 """Octaves of norm per octave of path below which the norm tells nothing of the rate: it has settled."""
 
@@ -217,18 +219,22 @@ def _check(probe: Course, batch: float) -> None:
 
 def _points(probe: Course) -> tuple[Array, Array]:
     """log2 of path and norm."""
-    known = np.isfinite(probe.norm) & (probe.norm > 0) & (probe.path > 0)
+    known = _known(probe)
     return np.log2(probe.path[known]), np.log2(probe.norm[known])
+
+
+def _known(probe: Course) -> NDArray[np.bool_]:
+    return np.isfinite(probe.norm) & (probe.norm > 0) & (probe.path > 0)
 
 
 def _probe(probe: Course, best: float, tokens: float, growth: Growth | None) -> Probe:
     """The path at which a probe's norm is ``best`` (log2)."""
     x, y = _points(probe)
-    end = float(x[-1])
+    end, measured = float(x[-1]), float(probe.tokens[_known(probe)][-1])
 
     def norm(at: float) -> Forecast:
         """At a log2 path: what the probe measured, or would if it went on."""
-        found = forecast(probe, probe.last + (2.0**at - 2.0**end) / probe.rate * probe.batch, growth)
+        found = forecast(probe, measured + (2.0**at - 2.0**end) / probe.rate * probe.batch, growth)
         if not math.isfinite(found.log2):
             raise UserError(f"plan --probe: the probe's norm cannot be forecast: {found.reason}")
         return found
@@ -255,8 +261,14 @@ def _probe(probe: Course, best: float, tokens: float, growth: Growth | None) -> 
             f"{two_to(best)}, so it does not tell the learning rate; sweep rates instead"
         )
     log2_lr = at - math.log2(tokens / probe.batch)
-    sd = max(there.sd / slope, PRECISE)
+    sd = max(there.sd, _scatter(growth)) / slope
     return Probe(probe.last, probe.rate, 2.0**at, at - end, slope, log2_lr, sd, there.source, there.reason)
+
+
+def _scatter(growth: Growth | None) -> float:
+    """Least standard deviation of a run's norm about that of another seed, octaves: a measured one is not without."""
+    scatter = growth.scatter if growth is not None and growth.usable else math.nan
+    return scatter if math.isfinite(scatter) else SCATTER
 
 
 def _resized(target: Target) -> list[str]:

@@ -25,25 +25,37 @@ STEEPEST = 1.0
 def own_course(course: Course, tokens: float, layer: str = "output") -> tuple[float, float, str]:
     """log2 of the norm after ``tokens`` tokens, the standard deviation of its error, and why there is none (or "").
 
-    What the norm has gained since its start goes on as a power of the path: the last ``own_slope``, which fades.
+    What the norm has gained since its start goes on as a power of the path: the last slope, which fades.
     """
-    slope = own_slope(course, layer)
-    if math.isnan(slope):
+    path = course.path_at(tokens)
+    middle = _at_path(course, math.log2(path), layer) if path > 0 else math.nan
+    if math.isnan(middle):
         return math.nan, math.nan, f"fewer than {POINTS} points with a norm that grew"
+    ahead = max(math.log2(path) - float(_gains(course, layer)[1][-1]), 0.0)
+    return middle, math.hypot(SPREAD[0], SPREAD[1] * ahead), ""
+
+
+def own_slope(course: Course, tokens: float, layer: str = "output") -> float:
+    """Octaves of the norm after ``tokens`` tokens per octave of the rate of the whole run, so of its path; or NaN."""
+    path = course.path_at(tokens)
+    if not path > 0:
+        return math.nan
+    low, high = (_at_path(course, math.log2(path) + octaves, layer) for octaves in (-0.5, 0.5))
+    return high - low
+
+
+def _at_path(course: Course, at: float, layer: str) -> float:
+    """log2 of the norm at a log2 path: as measured, or carried on by a least-squares line over the last ``REACH``."""
     start, x, y = _gains(course, layer)
-    ahead = max(math.log2(course.path_at(tokens)) - float(x[-1]), 0.0)
-    gained = 2.0 ** (float(y[-1]) + slope * (1 - math.exp(-BEND * ahead)) / BEND)
-    return math.log2(start + gained), math.hypot(SPREAD[0], SPREAD[1] * ahead), ""
-
-
-def own_slope(course: Course, layer: str = "output") -> float:
-    """Octaves that the norm gains per octave of path: a least-squares line over the last ``REACH``; NaN of too few."""
-    _, x, y = _gains(course, layer)
     if len(x) < POINTS:
         return math.nan
+    if at <= x[-1]:
+        return math.log2(start + 2.0 ** float(np.interp(at, x, y)))
     near = x >= x[-1] - REACH - 1e-9
     near[-POINTS:] = True
-    return float(np.clip(np.polyfit(x[near], y[near], 1)[0], 0.0, STEEPEST))
+    slope = float(np.clip(np.polyfit(x[near], y[near], 1)[0], 0.0, STEEPEST))
+    gained = float(y[-1]) + slope * (1 - math.exp(-BEND * (at - float(x[-1])))) / BEND
+    return math.log2(start + 2.0**gained)
 
 
 def _gains(course: Course, layer: str) -> tuple[float, Array, Array]:

@@ -18,13 +18,15 @@ class Tail:
         self._forget()
 
     def read(self) -> tuple[list[bytes], bool]:
-        """The lines since the last call, and whether those before are void: the file was cut, rewritten or is gone.
+        """The lines since the last call, and whether those before are void: the file was cut, rewritten or unreadable.
 
-        Of a file that was rotated, so that another of that name took its place, the lines before stay.
+        Of a file that was rotated, so that another of that name took or is to take its place, the lines before stay.
         """
         try:
             with self.path.open("rb") as file:
                 return self._read(file)
+        except FileNotFoundError:
+            return [], False
         except OSError:
             void = self._offset > 0
             self._forget()

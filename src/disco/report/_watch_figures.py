@@ -14,6 +14,7 @@ from disco.guide._course import Course
 from disco.guide._faults import half_width
 from disco.guide._forecast import Forecast, forecast
 from disco.report._style import ACCENT, INK, cell, log2, panels, powers, rounded, single
+from disco.report.watch_text import target_name
 
 SHADE = "rgba(70, 130, 180, 0.18)"
 FAN = "rgba(214, 51, 108, 0.18)"
@@ -24,8 +25,8 @@ PAST = 10
 
 
 def fan(course: Course, plan: Plan, check: Check) -> go.Figure | None:
-    """Output norm over tokens: so far, the planned band, the forecast with its interval up to the end, and the best
-    norm there.
+    """Output norm over tokens: so far, the planned band, the forecast with its interval up to the end, and the norm
+    to end with.
 
     Args:
         course: The run so far.
@@ -48,7 +49,7 @@ def fan(course: Course, plan: Plan, check: Check) -> go.Figure | None:
     _fan(figure, [(each.tokens, each) for each in found if math.isfinite(each.log2)], "forecast")
     if check.target is not None:
         figure.add_scatter(
-            x=log2([check.horizon]), y=[check.target.log2], mode="markers", name="best norm at the end",
+            x=log2([check.horizon]), y=[check.target.log2], mode="markers", name=f"{target_name(check)} at the end",
             marker={"color": ACCENT, "size": 11, "symbol": "diamond"},
             error_y={"type": "data", "symmetric": False, "array": [check.target.high - check.target.log2],
                      "arrayminus": [check.target.log2 - check.target.low], "color": ACCENT},

@@ -32,14 +32,14 @@ def write_watch(course: Course, plan: Plan, check: Check, path: Path) -> Path:
     page.figure(
         "Where the norm will end",
         "The output norm so far, what the plan expects along the way, and the forecast with its 90% interval. The run "
-        "is on course if the forecast ends at the best norm.",
+        "is on course if the forecast ends at the norm to end with (planned or best).",
         figures.fan(course, plan, check),
         "the output norm has not been logged.",
     )
     page.figure(
         "What was forecast when",
-        "The forecast of the final norm from what was known after so many tokens, and the best norm (dashed) with its "
-        "interval (dotted).",
+        "The forecast of the final norm from what was known after so many tokens, and the norm to end with (dashed) "
+        "with its interval (dotted).",
         figures.forecasts(course, plan, check),
         "there is no forecast yet.",
     )

@@ -18,7 +18,7 @@ def render_check(check: Check) -> str:
 
 
 def line(check: Check) -> str:
-    """Tokens, loss and norm now, the norm at the end, the distance from the best rate, and the verdict with its
+    """Tokens, loss and norm now, the norm at the end, the distance from the target's rate, and the verdict with its
     reason."""
     parts = [_far(check), f"loss {_loss(check.loss)}", f"norm {power(check.norm)}"]
     if check.forecast is not None:
@@ -68,9 +68,9 @@ def _ahead(check: Check) -> Iterator[str]:
     ends = f"90%: {two_to(found.low)} .. {two_to(found.high)}"
     yield f"  {'norm, end':14}{two_to(found.log2):>9}  {ends}, by {found.source}"
     if check.target is not None:
-        best = check.target
-        ends = f"90%: {two_to(best.low)} .. {two_to(best.high)}"
-        yield f"  {'best norm':14}{two_to(best.log2):>9}  {ends}, by the {check.target_by}"
+        target = check.target
+        ends = f"90%: {two_to(target.low)} .. {two_to(target.high)}"
+        yield f"  {target_name(check):14}{two_to(target.log2):>9}  {ends}, by the {check.target_by}"
     if check.octaves is not None:
         off = check.octaves
         yield f"  {'rate off by':14}{off.octaves:>+9.2f}  90%: {off.low:+.2f} .. {off.high:+.2f} octaves"
@@ -90,6 +90,11 @@ def _back(check: Check) -> Iterator[str]:
         return
     yield wrapped(f"learning rate from now on: {power(found.lr)} ({found.lr:.4g}), {found.why}", "  ")
     yield wrapped(f"or, at the same rate, batches of {power(found.batch)} tokens ({found.batch:,.0f})", "  ")
+
+
+def target_name(check: Check) -> str:
+    """What the norm to end with is: that of the planned rate need not be the best."""
+    return "planned norm" if check.target_by == "planned rate" else "best norm"
 
 
 def _loss(value: float) -> str:
