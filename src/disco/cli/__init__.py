@@ -218,7 +218,7 @@ def watch(
     name: str = "",
     as_json: Json = False,
 ) -> int:
-    """Hold a run against its plan while it trains: will it end at the best norm, and if not, what brings it there?
+    """Hold a run against its plan while it trains: will it end where planned, and if not, what brings it there?
 
     The exit code is 0 on course, 1 off course, 3 if it cannot be told (yet), 2 for bad input.
 

@@ -244,7 +244,7 @@ def _checked(fitted: Growth, study: _Study) -> tuple[Growth, Array]:
     scores = (errors / sds, alone / alone_sds)
     apart = np.array([each.course.momentum != fitted.centre["momentum"] for each in study.members] * len(FRACTIONS))
     judged = errors[FRACTIONS.index(JUDGED) * count : (FRACTIONS.index(JUDGED) + 1) * count]
-    scatter = float(np.nanmedian(np.abs(judged)))
+    scatter = float(np.nanmedian(np.abs(judged))) if np.isfinite(judged).any() else math.nan
     own = [_own_error(member.course, fitted.layer) for member in study.members]
     reason = ""
     if not scatter <= LOOSE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -59,6 +60,13 @@ def unpacked(values: Mapping[str, Any]) -> Course:
 
 
 def for_plans(runs: Sequence[Run]) -> dict[str, Any]:
-    """Settings by family, for ``plan`` to compare, and the courses of the runs, for ``watch``; in JSON types."""
+    """Settings by family, for ``plan`` to compare, and the courses of the runs, for ``watch``; in JSON types.
+
+    Ids do not count: the same runs give the same courses in the same order, whatever they are called.
+    """
     pairs = zip(runs, families(runs), strict=True)
-    return {"settings": sweep_settings(runs), "courses": [packed(course(run, family)) for run, family in pairs]}
+    courses = [packed(course(run, family)) for run, family in pairs]
+    return {
+        "settings": sweep_settings(runs),
+        "courses": sorted(courses, key=lambda each: json.dumps(each, sort_keys=True)),
+    }
