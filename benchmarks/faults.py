@@ -1,6 +1,6 @@
 """Faults injected into runs that follow a plan: after how many tokens the norms show them, and the loss.
 
-    python -m benchmarks.faults /work/faults [--size full]
+    python -m benchmarks.faults FOLDER [--size full]
 
 A study is trained at several rates, batches and seeds; the bands of its runs at the planned settings are what a plan
 holds. Then runs at the planned settings: healthy ones of other seeds, and ones whose optimizer or data are not what

@@ -1,6 +1,6 @@
 """Which runs the growth of norms is fitted to, and which it has to forecast: decided before any of them was trained.
 
-    python -m benchmarks.growth.split /work/growth       (writes benchmarks/growth/split.json)
+    python -m benchmarks.growth.split FOLDER       (writes benchmarks/growth/split.json)
 
 Every run has a part ("fit" or "test"), a kind, and a configuration. The rates are ``offset`` octaves from
 2^-3 (B / 1024)^(1/2), about the best ones at 2^20 tokens. The horizons were halved from those first committed, for want

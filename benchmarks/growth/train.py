@@ -1,6 +1,6 @@
 """Trains every run of the split, as cohorts: those to fit first, then those of the goal, then the others.
 
-    python -m benchmarks.growth.train /work/growth
+    python -m benchmarks.growth.train FOLDER
 
 Stopped and started again it goes on where it was. About 105 Mi tokens: half an hour of one core.
 """

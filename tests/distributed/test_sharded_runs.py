@@ -25,6 +25,7 @@ from disco.train.config import DataConfig, ModelConfig, OptimizerConfig, Paralle
 from disco.train.data import prepare
 from disco.train.loop import train
 from disco.train.team import Team, TrainingStoppedError
+from disturbed import Disturbed
 
 BATCH = 256
 
@@ -101,27 +102,6 @@ def on_many(world: Any, chosen: TrainConfig, folder: Path, last: int | None = No
 def lines(folder: Path, chosen: TrainConfig) -> list[dict[str, Any]]:
     text = (folder / chosen.id / METRICS).read_text()
     return [deterministic(json.loads(line)) for line in text.splitlines()]
-
-
-class Disturbed(Team):
-    """One process, whose initial weights are off by 1e-7."""
-
-    def __init__(self, noise: int) -> None:
-        self._noise = noise
-
-    def program(self, configs: Any, compiled: bool) -> Any:
-        program = Program(configs, compiled)
-        initialise = program.initialise
-
-        def disturbed(run: int) -> None:
-            initialise(run)
-            generator = torch.Generator().manual_seed(self._noise)
-            with torch.no_grad():
-                for param in program.model.parameters():
-                    param += 1e-7 * torch.randn(param.shape, generator=generator)
-
-        program.initialise = disturbed  # type: ignore[method-assign]
-        return program
 
 
 _alone: dict[tuple[str, int, int], list[list[dict[str, Any]]]] = {}

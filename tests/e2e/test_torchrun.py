@@ -13,17 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from disco.cli import main
 from disco.cli._train import load_config
 from disco.runs.schema import CHECKPOINTS, METRICS, deterministic
 from disco.train import checkpoint
-from disco.train.cohort import Program
 from disco.train.config import TrainConfig
 from disco.train.data import TokenStream, prepare
 from disco.train.loop import train
 from disco.train.team import Team
+from disturbed import Disturbed
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "examples" / "train.toml"
@@ -69,27 +68,6 @@ def stop(command: list[str], when: Callable[[], bool], number: int = signal.SIGT
     process.send_signal(number)
     _, errors = process.communicate(timeout=300)
     return process.returncode, errors
-
-
-class Disturbed(Team):
-    """One process, whose initial weights are off by 1e-7."""
-
-    def __init__(self, noise: int) -> None:
-        self._noise = noise
-
-    def program(self, configs: Any, compiled: bool) -> Any:
-        program = Program(configs, compiled)
-        initialise = program.initialise
-
-        def disturbed(run: int) -> None:
-            initialise(run)
-            generator = torch.Generator().manual_seed(self._noise)
-            with torch.no_grad():
-                for param in program.model.parameters():
-                    param += 1e-7 * torch.randn(param.shape, generator=generator)
-
-        program.initialise = disturbed  # type: ignore[method-assign]
-        return program
 
 
 def config(*settings: str) -> TrainConfig:
