@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import time
 import tomllib
@@ -27,6 +26,7 @@ from disco.sweep.adaptive.rounds import Entry, run_rounds, scans
 from disco.sweep.engines._pool import Pool
 from disco.sweep.engines.local import Result, run_study
 from disco.sweep.forecast import Forecast, forecast_study
+from disco.sweep.places import places_for
 from disco.sweep.progress import display
 from disco.sweep.record import read_plan
 from disco.sweep.study import Study, build_study, check_data, rows
@@ -59,10 +59,9 @@ def run(
         UserError: see ``run_study``.
     """
     started = time.monotonic()
-    workers = workers or len(os.sched_getaffinity(0))
     study = load(quick, seed, data, out)
     check_data(study, out / DATA)
-    expected = forecast_study(study, out, out / DATA, workers)
+    expected = forecast_study(study, out, out / DATA, places_for(study.runs, workers))
     if as_json:
         _event("plan", **dataclasses.asdict(expected) | {"runs": len(study.runs), "left": expected.runs})
     else:

@@ -10,6 +10,7 @@ from records import config
 from disco.sweep import cohorts
 from disco.sweep.cohorts import Cohort, bytes_needed, group, largest, work
 from disco.sweep.forecast import OVERHEAD, START_SECONDS, forecast, last_end
+from disco.sweep.places import Places
 from disco.sweep.record import COHORTS, read_cohorts, write_cohorts
 from disco.train.config import ParallelConfig, TrainConfig
 
@@ -111,16 +112,18 @@ def test_a_forecast_adds_up(tmp_path: Path) -> None:
     runs = scan(8, horizon=2**14)
     asked = []
 
-    def speeds(found: object, cache: Path, workers: int) -> list[float]:
-        asked.append((found, workers))
+    def speeds(found: object, cache: Path, workers: int, gpus: tuple[str, ...]) -> list[float]:
+        asked.append((found, workers, gpus))
         return [2.0**12]
 
-    expected = forecast(runs, tmp_path, tmp_path, 2, speeds)
+    expected = forecast(runs, tmp_path, tmp_path, Places(2, PLENTY, ("0", "1")), speeds)
     assert (expected.runs, expected.cohorts, expected.tokens) == (8, 4, 2**17)
     assert expected.seconds == pytest.approx(START_SECONDS + OVERHEAD * 2 * 2**15 / 2**12)
     assert expected.memory == pytest.approx(2 * (cohorts.PROCESS_BYTES + 2 * bytes_needed(runs[0])))
-    assert len(asked) == 1, "one kind of cohort is measured once"
-    assert forecast([], tmp_path, tmp_path, 2, lambda *_: []).seconds == START_SECONDS
+    assert (expected.workers, expected.gpus) == (2, 2)
+    ((kinds, *where),) = asked
+    assert (len(kinds), where) == (1, [2, ("0", "1")]), "one kind of cohort is measured once"
+    assert forecast([], tmp_path, tmp_path, Places(2, PLENTY), lambda *_: []).seconds == START_SECONDS
 
 
 def test_work_goes_to_the_first_idle_worker() -> None:

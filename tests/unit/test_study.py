@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from disco.sweep import study as study_files
 from disco.sweep.adaptive.settings import Adaptive
 from disco.sweep.study import Study, build_study, load_study, new_tokens, rows, scan_key, scan_names
 from disco.train.config import ConfigError, DataConfig
+from disco.train.gpus import Gpu
 
 BASE = {"horizon": 2**14, "model": {"width": 16, "depth": 1, "head_size": 8, "context": 64}}
 
@@ -308,10 +310,13 @@ def test_a_run_is_for_as_many_processes_as_a_job_has(
 
 
 @pytest.mark.parametrize("asked", [{"parallel": {"device": "cuda"}}, {"precision": "bf16"}])
-def test_a_local_sweep_has_no_gpu(asked: dict[str, Any]) -> None:
+def test_a_local_sweep_needs_the_gpu_that_it_asks_for(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     table = {"base": BASE | {"batch": 256} | asked}
-    with pytest.raises(ConfigError, match=r"a local sweep trains on CPU cores, but .*; set parallel\.device to"):
+    monkeypatch.setattr(study_files, "gpus", lambda: ())
+    with pytest.raises(ConfigError, match=r"torch finds no GPU, but (parallel\.device|precision) is .*; set parallel"):
         build_study(table, prepare)
+    monkeypatch.setattr(study_files, "gpus", lambda: (Gpu("0", 2**34),))
+    build_study(table, prepare)
     build_study(table, prepare, engine="slurm")
     on_cpu = table["base"] | {"parallel": {"device": "cpu"}}
     assert build_study({"base": on_cpu}, prepare).configs[0].parallel.device == "cpu"

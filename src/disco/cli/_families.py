@@ -34,7 +34,7 @@ def sweep_run(
         data: Text of your own in place of the file's: files and folders of .txt, .jsonl, .parquet, or of tokens.
         out: Folder of run records; runs/NAME for the study NAME if not given.
         engine: Where to train: on this machine, or as jobs of Slurm or of a Ray cluster (docs/cluster.md).
-        workers: Processes, one thread each; one per core if not given. Of a cluster: jobs at the same time.
+        workers: Processes, one thread each; one per GPU or core if not given. Of a cluster: jobs at the same time.
         track: Trackers that follow the records, such as tensorboard,wandb:my-project (docs/trackers.md).
         dry_run: Show the plan and stop.
     """

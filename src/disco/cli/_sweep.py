@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 import tempfile
 import tomllib
@@ -22,6 +21,7 @@ from disco.sweep.adaptive.rounds import Entry, read_rounds, run_rounds, scans
 from disco.sweep.engines.local import Result
 from disco.sweep.folder import check_folder
 from disco.sweep.forecast import Forecast, forecast_study
+from disco.sweep.places import places_for
 from disco.sweep.progress import display
 from disco.sweep.record import outcome, read_plan
 from disco.sweep.study import Study, check_data, load_study, new_tokens, rows
@@ -45,8 +45,8 @@ def run(
         with tempfile.TemporaryDirectory() as cache:
             study = load_study(path, partial(prepare, cache=Path(cache), source=data), engine)
             check_data(study, Path(cache))
-            cores = workers or len(os.sched_getaffinity(0))
-            expected = forecast_study(study, out, Path(cache), cores) if engine == "local" else None
+            local = engine == "local"
+            expected = forecast_study(study, out, Path(cache), places_for(study.runs, workers)) if local else None
         _plan(study, as_json, expected)
         return 0
     study = load_study(path, partial(prepare, cache=out / DATA, source=data), engine)
@@ -90,7 +90,8 @@ def _plan(study: Study, as_json: bool, expected: Forecast | None = None) -> None
         what = "for the budget" if study.adaptive else f"{expected.runs} runs in {expected.cohorts} cohorts"
         print(f"left to do: {what}, {counted(expected.tokens)} tokens")
         memory = f"{expected.memory / 2**30:.1f} GB of memory at most"
-        print(f"expected: {duration(expected.seconds)} with {expected.workers} processes, {memory}")
+        where = f" on {expected.gpus} GPUs" if expected.gpus else ""
+        print(f"expected: {duration(expected.seconds)} with {expected.workers} processes{where}, {memory}")
 
 
 def _adaptive_plan(study: Study, as_json: bool, more: dict[str, Any]) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from disco.sweep.adaptive.rounds import scans
-from disco.sweep.cohorts import PROCESS_BYTES, Cohort, bytes_needed, memory_to_use
+from disco.sweep.cohorts import PROCESS_BYTES, Cohort, bytes_needed
+from disco.sweep.places import Places
 from disco.sweep.record import grouped, outcome
 from disco.sweep.study import Study, new_tokens
 from disco.train.calibrate import tokens_per_second
@@ -21,7 +22,7 @@ OVERHEAD = 1.3
 START_SECONDS = 4.0
 """Start of the workers."""
 
-Speeds = Callable[[Sequence[Sequence[TrainConfig]], Path, int], list[float]]
+Speeds = Callable[[Sequence[Sequence[TrainConfig]], Path, int, Sequence[str]], list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,25 +36,28 @@ class Forecast:
     """Bytes of all workers together at their largest cohorts, an upper estimate."""
     seconds: float
     workers: int
+    gpus: int
+    """On which they train; 0: on cores."""
 
 
 def forecast(
-    runs: Sequence[TrainConfig], out: Path, cache: Path, workers: int, speeds: Speeds = tokens_per_second
+    runs: Sequence[TrainConfig], out: Path, cache: Path, places: Places, speeds: Speeds = tokens_per_second
 ) -> Forecast:
-    """What the runs will take with ``workers`` processes.
+    """What the runs will take.
 
     Args:
         runs: those that are left to do, their data prepared in ``cache``.
         out: folder of the sweep; it need not exist.
         cache: where the tokens are.
-        workers: processes.
+        places: where the workers train.
         speeds: measures the tokens per second of cohorts, not compiled; see ``train.calibrate``.
     """
-    cohorts = grouped(out, runs, workers, memory_to_use())
+    workers = places.workers
+    cohorts = grouped(out, runs, workers, places.memory)
     kinds: dict[tuple[object, ...], Cohort] = {}
     for cohort in cohorts:
         kinds.setdefault(_kind(cohort), cohort)
-    found = speeds([cohort.runs for cohort in kinds.values()], cache, workers) if kinds else []
+    found = speeds([cohort.runs for cohort in kinds.values()], cache, workers, places.gpus) if kinds else []
     measured = dict(zip(kinds, found, strict=True))
     seconds = [sum(map(new_tokens, cohort.runs)) / measured[_kind(cohort)] for cohort in cohorts]
     memory = sorted((PROCESS_BYTES + sum(map(bytes_needed, cohort.runs)) for cohort in cohorts), reverse=True)
@@ -64,15 +68,18 @@ def forecast(
         memory=int(sum(memory[:workers])),
         seconds=START_SECONDS + OVERHEAD * last_end(seconds, workers),
         workers=workers,
+        gpus=len(places.gpus),
     )
 
 
-def forecast_study(study: Study, out: Path, cache: Path, workers: int, speeds: Speeds = tokens_per_second) -> Forecast:
+def forecast_study(
+    study: Study, out: Path, cache: Path, places: Places, speeds: Speeds = tokens_per_second
+) -> Forecast:
     """What is left of a study will take; of an adaptive one the whole budget, at the speed of its first runs."""
     if not study.adaptive:
         left = [config for config in study.runs if outcome(config, out) is None]
-        return forecast(left, out, cache, workers, speeds)
-    first = forecast(study.configs, out, cache, workers, speeds)
+        return forecast(left, out, cache, places, speeds)
+    first = forecast(study.configs, out, cache, places, speeds)
     budget = sum(scan.space.budget for scan in scans(study))
     return replace(first, tokens=budget, seconds=first.seconds * budget / first.tokens)
 

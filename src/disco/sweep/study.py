@@ -38,6 +38,7 @@ from disco.sweep.axes import product, read_axes
 from disco.sweep.clusters import CLUSTERS, JobConfig, read_cluster
 from disco.train.config import ConfigError, DataConfig, ParallelConfig, TrainConfig, from_dict, number, to_dict
 from disco.train.data import TokenStream, check
+from disco.train.gpus import gpus
 
 Prepare = Callable[[DataConfig], DataConfig]
 """``train.data.prepare`` with its cache: fills in digest and vocabulary."""
@@ -168,12 +169,13 @@ def _check_processes(parallel: ParallelConfig, engine: str, job: JobConfig | Non
 
 
 def _check_device(config: TrainConfig) -> None:
-    """Makes sure that a run of a local sweep needs no GPU: its workers see none."""
+    """Makes sure that a run of a local sweep needs no GPU, or that one is here."""
     device = config.parallel.device
-    if device == "cuda" or (config.precision == "bf16" and device == "auto"):
+    if (device == "cuda" or (config.precision == "bf16" and device == "auto")) and not gpus():
         asked = "parallel.device is cuda" if device == "cuda" else "precision is bf16, which is for GPUs"
         raise ConfigError(
-            f"a local sweep trains on CPU cores, but {asked}; set parallel.device to cpu, or use --engine slurm or ray"
+            f"a local sweep trains on this machine, where torch finds no GPU, but {asked}; set parallel.device to cpu, "
+            "or use --engine slurm or ray"
         )
 
 

@@ -24,20 +24,23 @@ ALLOCATOR = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc
 """Memory of activations stays with the process, in huge pages, instead of being mapped anew in every step."""
 
 
-def environment() -> dict[str, str]:
-    """Variables of a process that trains on one core: one thread, no GPU, and memory that it keeps; what else the user
-    has set stays."""
-    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {"CUDA_VISIBLE_DEVICES": ""}
+def environment(gpu: str = "") -> dict[str, str]:
+    """Variables of a process that trains on one core or ``gpu``: one thread, no other GPU, and memory that it keeps;
+    what else the user has set stays."""
+    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1") | {"CUDA_VISIBLE_DEVICES": gpu}
     return {"GLIBC_TUNABLES": ALLOCATOR} | dict(os.environ) | one
 
 
-def tokens_per_second(cohorts: Sequence[Sequence[TrainConfig]], cache: Path, workers: int) -> list[float]:
+def tokens_per_second(
+    cohorts: Sequence[Sequence[TrainConfig]], cache: Path, workers: int, gpus: Sequence[str] = ()
+) -> list[float]:
     """Tokens per second, of all its runs together, that one of ``workers`` processes trains each cohort at.
 
     Args:
         cohorts: runs that train together, their data prepared.
         cache: where their tokens are.
         workers: processes, of one thread each, that do the same at the same time.
+        gpus: those that they share evenly; none: they train on cores.
 
     Raises:
         UserError: a process failed, for example because the data are too short for a batch; with its last line.
@@ -46,7 +49,8 @@ def tokens_per_second(cohorts: Sequence[Sequence[TrainConfig]], cache: Path, wor
     request = json.dumps([[to_dict(config) for config in cohort] for cohort in cohorts])
 
     def ask(worker: int) -> list[float]:
-        done = subprocess.run(command, input=request, capture_output=True, text=True, env=environment())
+        place = environment(gpus[worker % len(gpus)] if gpus else "")
+        done = subprocess.run(command, input=request, capture_output=True, text=True, env=place)
         if done.returncode:
             why = (done.stderr.strip().splitlines() or [""])[-1]
             raise UserError(f"the test of this machine's speed failed (exit code {done.returncode}): {why}")

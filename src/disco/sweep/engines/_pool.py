@@ -20,9 +20,10 @@ WORKER = (sys.executable, "-m", "disco.sweep.worker")
 class Worker:
     """A worker process, the job that it is at, and what it said."""
 
-    def __init__(self, command: tuple[str, ...], log: IO[bytes]) -> None:
+    def __init__(self, command: tuple[str, ...], log: IO[bytes], gpu: str = "") -> None:
+        self.gpu = gpu
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment(), bufsize=0
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment(gpu), bufsize=0
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -63,9 +64,10 @@ class Pool:
         self._command = tuple(command)
         self._selector = selectors.DefaultSelector()
 
-    def start(self, log: IO[bytes]) -> None:
-        """Starts one more; what it prints goes to ``log``."""
-        worker = Worker(self._command, log)
+    def start(self, log: IO[bytes], gpus: Sequence[str] = ()) -> None:
+        """Starts one more, on the one of ``gpus`` with the fewest; what it prints goes to ``log``."""
+        taken = [worker.gpu for worker in self.workers]
+        worker = Worker(self._command, log, min(gpus, key=taken.count, default=""))
         self.workers.append(worker)
         self._selector.register(worker.outbox, selectors.EVENT_READ, worker)
 

@@ -1,4 +1,4 @@
-"""Trains the runs of a study on this machine: one process with one thread per core, each taking a cohort at a time.
+"""Trains the runs of a study on this machine: a process on each GPU or core, each taking a cohort at a time.
 
 The state of a sweep is in its run records alone, so that it can be killed anywhere and started again. No torch here:
 only the workers import it, once each.
@@ -6,7 +6,6 @@ only the workers import it, once each.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,9 +15,9 @@ from typing import IO, Any
 from disco.errors import UserError
 from disco.runs.lock import LOCK, locked
 from disco.runs.schema import DATA
-from disco.sweep.cohorts import memory_to_use
 from disco.sweep.engines._course import DEATHS, STARTS, Course, Result, signals
 from disco.sweep.engines._pool import WORKER, Pool, Worker
+from disco.sweep.places import Places, places_for
 from disco.sweep.progress import Display, display
 from disco.sweep.record import LOG, refuse_other_jobs, write_plan
 from disco.sweep.study import Study, check_data
@@ -41,7 +40,7 @@ def run_study(
     Args:
         study: the plan; its data are prepared in ``out / "data"``.
         out: folder of the run records; made if needed.
-        workers: processes; by default one per core that this process may use.
+        workers: processes; by default one per GPU, or one per core, that this process may use (``sweep.places``).
         show: where progress goes.
         command: the worker's command line; see ``disco.sweep.worker`` for what it has to speak.
         pool: keeps the workers for the next call, as rounds of an adaptive study want; ``command`` is then the pool's.
@@ -55,15 +54,15 @@ def run_study(
         refuse_other_jobs(out, "local")
         write_plan(study, out)
         with signals() as received, show or display() as shown:
-            workers = workers or len(os.sched_getaffinity(0))
+            places = places_for(study.runs, workers)
             with nullcontext(pool) if pool else Pool(command) as crew:
-                return _Sweep(study, out, workers, shown, crew).run(received)
+                return _Sweep(study, out, places, shown, crew).run(received)
 
 
 class _Sweep(Course):
-    def __init__(self, study: Study, out: Path, workers: int, shown: Display, pool: Pool) -> None:
-        super().__init__(study, out, workers, memory_to_use(), shown)
-        self.most, self.pool = workers, pool
+    def __init__(self, study: Study, out: Path, places: Places, shown: Display, pool: Pool) -> None:
+        super().__init__(study, out, places.workers, places.memory, shown)
+        self.places, self.pool = places, pool
         self.stopping = False
 
     def run(self, received: list[int]) -> Result:
@@ -83,8 +82,8 @@ class _Sweep(Course):
         """Starts as many workers as there is work for, and gives the idle ones their next job."""
         ready = self.ready()
         busy = sum(worker.job is not None for worker in self.pool.workers)
-        while len(self.pool.workers) < min(self.most, busy + len(ready)):
-            self.pool.start(log)
+        while len(self.pool.workers) < min(self.places.workers, busy + len(ready)):
+            self.pool.start(log, self.places.gpus)
         idle = [worker for worker in self.pool.workers if worker.ready and worker.job is None]
         for worker, job in zip(idle, ready, strict=False):
             worker.job = job
