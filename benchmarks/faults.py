@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from scipy import stats
 
-from disco.guide._bands import LOSS, Band, bands
+from disco.guide._bands import ALARMS, LOSS, Band, bands
 from disco.guide._course import Course, course
-from disco.guide._faults import ALARMS, looks_like, seen
+from disco.guide._faults import looks_like, seen
 from disco.norms import Spectral
 from disco.runs.reader import Run, read_run
 from disco.runs.schema import Metric
@@ -56,7 +56,9 @@ SIZES = {
     "small": Size(16, 1, 2**16, 1024, 2**-4, 2, 6, 1),
     "full": Size(32, 2, 2**18, 1024, 2**-4, 3, 40, 5),
 }
-FAULTS = ("momentum", "batch", "decay", "ratio", "shards")
+FAULTS = ("momentum", "small batch", "large batch", "decay", "ratio", "shards")
+LARGE = 8
+"""Times the batch that is declared: that of one GPU in place of that of eight."""
 
 
 def planned(size: Size, seed: int = 0, *, rate: float | None = None, batch: int | None = None) -> TrainConfig:
@@ -78,9 +80,13 @@ def with_fault(config: TrainConfig, fault: str) -> TrainConfig:
     match fault:
         case "momentum":  # the weight of the new gradient taken for that of the old buffer
             return replace(config, optimizer=replace(optimizer, momentum=0.1))
-        case "batch":  # one sequence where there should be all: 1 taken for the number of batches, not of sequences
+        case (
+            "small batch"
+        ):  # one sequence where there should be all: 1 taken for the number of batches, not of sequences
             real = config.model.context
             return replace(config, batch=real, horizon=config.horizon // config.batch * real)
+        case "large batch":
+            return replace(config, batch=LARGE * config.batch, horizon=LARGE * config.horizon)
         case "decay":
             return replace(config, optimizer=replace(optimizer, weight_decay=0.1))
         case "ratio":

@@ -1,4 +1,5 @@
-"""Which norms are logged: every layer's own, and those of input and output that the paper compares. No I/O."""
+"""Which norms are logged: every layer's own, those of input and output that the paper compares, and the size of the
+momentum, which tells how noisy the gradients are. No I/O."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from disco.base import parameter_names
 from disco.groups import layer_name
-from disco.runs.schema import Metric, norm_key
+from disco.runs.schema import MOMENTUM, Metric, norm_key
 from disco.scion import Scion
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ class Probe:
         result: dict[str, float] = {}
         for which, of, label in _questions(self._optimizer, self._extra, self._of):
             result |= _by_key(self._optimizer.norms(which, of, groups=[label]), which, of)
-        return result
+        return _without_idle(result)
 
 
 def measure_each(optimizer: Scion, extra: Mapping[str, Sequence[str]] = EXTRA) -> list[dict[str, float]]:
@@ -56,7 +57,8 @@ def measure_each(optimizer: Scion, extra: Mapping[str, Sequence[str]] = EXTRA) -
     for which, of, label in _questions(optimizer, extra, ("weights",)):
         norms = optimizer.norms_each(which, of, groups=[label])
         result |= _by_key({name: values.tolist() for name, values in norms.items()}, which, of)
-    return [dict(zip(result, values, strict=True)) for values in zip(*result.values(), strict=True)]
+    lines = zip(*result.values(), strict=True)
+    return [_without_idle(dict(zip(result, values, strict=True))) for values in lines]
 
 
 def layers(optimizer: Measures) -> dict[str, list[str]]:
@@ -88,6 +90,15 @@ def _questions(
             label, own = str(group["group"]), str(group["norm"])
             for which in (own, *extra.get(label, ())):
                 yield which, of, label
+    for label in dict.fromkeys(str(group["group"]) for group in optimizer.param_groups):
+        if label != "vector":
+            yield *MOMENTUM, label
+
+
+def _without_idle(line: dict[str, float]) -> dict[str, float]:
+    """Without the momentum before the first step: its buffer, if there is one, is empty."""
+    idle = norm_key(MOMENTUM[0], "", MOMENTUM[1])
+    return {key: value for key, value in line.items() if value or not key.startswith(idle)}
 
 
 def _by_key(norms: Mapping[str, T], which: str, of: str) -> dict[str, T]:

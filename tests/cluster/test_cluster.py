@@ -20,7 +20,7 @@ from sweeps import records, write_study
 
 from disco.runs.lock import LOCK, holder
 from disco.runs.reader import read_run
-from disco.runs.schema import CHECKPOINTS
+from disco.runs.schema import CHECKPOINTS, METRICS
 from disco.sweep.adaptive.rounds import ROUNDS
 from disco.sweep.record import QUEUED
 
@@ -265,7 +265,8 @@ def test_slurm_adaptive(slurm: Slurm, tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     local = finish(start(study, here, "local", dict(os.environ)))
     sweep = start(study, there, "slurm", slurm.environment)
-    wait(lambda: trained(there))
+    wait(lambda: list(there.glob(f"*/{METRICS}")))  # the first round
+    assert sweep.poll() is None
     sweep.kill()
     sweep.communicate()
     result = finish(start(study, there, "slurm", slurm.environment))

@@ -19,19 +19,35 @@ def law(path: Any) -> Any:
     return SLOPE * np.log2(1 + np.asarray(path))
 
 
+def momentum(path: Any, batch: float) -> Any:
+    """log2 of its size: noise, of which a quarter as many tokens have twice as much, and a signal that fades."""
+    return np.log2(np.hypot(4.0 / (1 + np.asarray(path)), np.sqrt(256 / batch)))
+
+
 def run(
-    rate: float = RATE, batch: int = BATCH, share: float = 1.0, seed: int = 0, noise: float = 0.01, **changes: Any
+    rate: float = RATE,
+    batch: int = BATCH,
+    share: float = 1.0,
+    seed: int = 0,
+    noise: float = 0.01,
+    really: float = 1.0,
+    **changes: Any,
 ) -> Course:
-    """A run of ``share`` of the horizon; its norms are the law's but for a factor that stays with it."""
+    """A run of ``share`` of the horizon; its norms are the law's but for a factor that stays with it.
+
+    ``really``: its batch over the declared one.
+    """
     steps = np.unique(np.round(2 ** np.arange(0, np.log2(share * TOKENS / batch) + 1e-9, 0.25)))
     steps = np.append(steps, share * TOKENS / batch) if steps[-1] < share * TOKENS / batch else steps
     random = np.random.default_rng(seed)
     path = rate * steps
     norms = {group: 2 ** (law(path) + random.normal(0, noise)) for group in ("input", "hidden", "output")}
+    sizes = {group: 2 ** (momentum(path, really * batch) + random.normal(0, 5 * noise)) for group in norms}
     values: dict[str, Any] = {
         "tokens": steps * batch, "path": path, "lr": np.full(len(steps), rate), "norm": norms["output"],
-        "norms": norms, "loss": 5.5 - 0.2 * np.log2(steps * batch / 256) + random.normal(0, 0.02, len(steps)),
-        "batch": float(batch), "rate": rate, "horizon": float(TOKENS), "width": 16.0, "depth": 1.0,
+        "loss": 5.5 - 0.2 * np.log2(steps * batch / 256) + random.normal(0, 0.02, len(steps)),
+        "norms": norms, "momenta": sizes, "batch": float(batch), "rate": rate, "horizon": float(TOKENS),
+        "width": 16.0, "depth": 1.0,
     }  # fmt: skip
     return Course(**values | changes)
 

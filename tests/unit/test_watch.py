@@ -1,6 +1,5 @@
 """Checks of runs against a plan, where the law of growth is known."""
 
-import itertools
 import json
 import math
 import re
@@ -11,22 +10,26 @@ import numpy as np
 import planned
 import pytest
 
-from disco.errors import UserError
-from disco.guide import Check, Course, Curvatures, Estimate, Plan, Watch, check, growth, read_plan
-from disco.guide._bands import LOSS, bands
+from disco.guide import Check, Course, Curvatures, Estimate, Plan, check, growth
+from disco.guide._bands import LOSS, MOMENTUM, bands
 from disco.guide._course import as_it_goes
 from disco.guide._faults import looks_like, seen
 from disco.guide._forecast import slope_of
 from disco.guide._own_course import BEND
+from disco.guide._shown_rate import rescaled, shown_rate
 from disco.report import render_check
 from disco.runs.units import two_to
-from disco.runs.writer import write_json
 from disco.train import schedule
 
 
 def test_bands_are_what_runs_at_the_planned_settings_show() -> None:
     for band in planned.plan(planned.study()).bands:
         at = np.array(band.at)
+        if band.quantity == MOMENTUM:
+            off = np.array(band.value) - planned.momentum(2**at, planned.BATCH)
+            assert np.abs(off[at <= 8]).max() < 0.1
+            assert band.of_batch[-1] == pytest.approx(-0.5, abs=0.1)
+            continue
         truth = 5.5 - 0.2 * (at - 8) if band.quantity == LOSS else planned.law(2**at)
         assert np.abs(np.array(band.value) - truth).max() < (0.05 if band.quantity == LOSS else 0.03)
         assert 0.005 < np.median(band.sd) < (0.4 if band.quantity == "input" else 0.1)
@@ -177,88 +180,6 @@ def test_a_check_and_a_plan_survive_json() -> None:
     assert check(planned.run(share=0.3), again).to_dict() == check(planned.run(share=0.3), plan).to_dict()
 
 
-def test_watch_in_a_training_loop_says_what_a_check_of_the_record_says() -> None:
-    plan, run = planned.plan(planned.study()), planned.run(4 * planned.RATE, share=0.5)
-    watch = Watch(plan, lr=4 * planned.RATE, every=0.0, width=16.0, depth=1.0)
-    found = []
-    for i, tokens in enumerate(run.tokens):
-        if i == 10:  # the loop is stopped and resumed
-            state = json.loads(json.dumps(watch.state_dict()))
-            watch = Watch(plan, lr=4 * planned.RATE, every=0.0, width=16.0, depth=1.0)
-            watch.load_state_dict(state)
-        layers = {group: {"layer": float(values[i]), "other": 0.1} for group, values in run.norms.items()}
-        found.append(watch(int(tokens / planned.BATCH), float(tokens), float(run.loss[i]), layers))
-    assert found[-1] is not None
-    expected = check(replace(run, rate=4 * planned.RATE), plan)
-    assert found[-1].to_dict() == expected.to_dict() | {"reasons": list(found[-1].reasons)}
-
-
-def test_watch_goes_back_with_the_loop_and_tells_divergence() -> None:
-    watch = Watch(planned.plan())
-    for step in (1, 2, 4, 8, 16, 3):
-        watch(step, step * 256, 5.0, {"output": 1.0 + step})
-    assert watch.course.tokens.tolist() == [256, 512, 768]
-    assert watch.course.path.tolist() == pytest.approx([planned.RATE * step for step in (1, 2, 3)])
-    found = watch(4, 1024, math.nan)
-    assert found is not None
-    assert found.verdict == "off course"
-
-
-def test_watch_keeps_few_points_of_a_long_run() -> None:
-    watch = Watch(planned.plan(), every=1.0)
-    checks = [watch(step, step * 256, 5.0, {"output": 2.0}) for step in range(1, 4096)]
-    assert len(watch.course.tokens) < 200
-    assert sum(found is not None for found in checks) == 12
-
-
-def _watched(watch: Watch, rates: list[float]) -> Check:
-    """The last check of a loop that gives its rate at each step, and norms of the law."""
-    path, last = 0.0, None
-    for step, rate in enumerate(rates, 1):
-        path += rate
-        last = watch(step, step * planned.BATCH, 5.0, {"output": 2 ** float(planned.law(path))}, lr=rate) or last
-    assert last is not None
-    return last
-
-
-def test_watch_looks_ahead_at_the_rate_that_the_loop_reports(grown: Plan) -> None:
-    found = _watched(Watch(grown), [4 * planned.RATE] * 100)
-    assert found.verdict == "off course"
-    assert found.lr == pytest.approx(4 * planned.RATE)
-    assert found.octaves is not None
-    assert found.octaves.octaves == pytest.approx(2.0, abs=0.2)
-    assert found.correction is not None
-    assert found.correction.lr is not None
-    corrected = _watched(Watch(grown, lr=4 * planned.RATE), [4 * planned.RATE] * 100 + [found.correction.lr] * 500)
-    assert corrected.lr == pytest.approx(found.correction.lr)
-    assert corrected.verdict == "on course"
-
-
-def test_watch_without_reported_rates_walks_the_schedule() -> None:
-    watch = Watch(planned.plan(), warmup=100.0 * planned.BATCH)
-    for step in (10, 20, 50, 200):
-        watch(step, step * planned.BATCH, 5.0, {"output": float(step)})
-    walked = [planned.RATE * sum(min(1, (i + 0.5) / 100) for i in range(step)) for step in (10, 20, 50, 200)]
-    assert watch.course.path == pytest.approx(walked)
-    assert watch.course.rate == planned.RATE
-
-
-@pytest.mark.parametrize("every", [10, 100])
-def test_watch_keeps_norms_that_are_reported_now_and_then(every: int) -> None:
-    watch = Watch(planned.plan())
-    checked = []
-    for step in range(1, 2001):
-        norms = {"output": step**0.5} if step % every == 0 else None
-        if watch(step, step * planned.BATCH, 5.0, norms) is not None:
-            checked.append(step)
-    kept = [int(at / planned.BATCH) for at in watch.course.tokens[np.isfinite(watch.course.norm)]]
-    assert kept[0] == every
-    assert all(after <= before * 2 ** (1 / 16) + every for before, after in itertools.pairwise([*kept, 2000]))
-    assert len(watch.course.tokens) < 300
-    assert all(step % every == 0 for step in checked if step > 2 * every)
-    assert len(checked) > 5
-
-
 def test_another_optimizer_is_not_judged(grown: Plan) -> None:
     found = check(planned.run(4 * planned.RATE, share=0.5, optimizer="adam"), grown)
     assert (found.verdict, found.forecast, found.correction) == ("cannot tell", None, None)
@@ -348,9 +269,57 @@ def test_without_growth_the_distance_is_by_the_whole_path(share: float) -> None:
     assert found.octaves.octaves == pytest.approx(1.5, abs=0.3)
 
 
-def test_a_plan_that_is_none_is_an_error_in_one_line(tmp_path) -> None:
-    write_json(tmp_path / "fit.json", {"cells": []})
-    with pytest.raises(UserError, match="not what disco plan -o writes"):
-        Watch(tmp_path / "fit.json")
-    with pytest.raises(UserError, match="make it with: disco plan"):
-        read_plan(tmp_path / "none.json")
+@pytest.mark.parametrize("really", [1 / 16, 1 / 4, 16])
+def test_a_batch_that_is_not_the_declared_one_is_seen_in_the_momentum(really: float) -> None:
+    plan = planned.plan(planned.study())
+    found = check(planned.run(share=0.2, really=really), plan)
+    assert found.verdict == "off course"
+    assert {each.quantity for each in found.seen if each.outside} == {MOMENTUM}
+    said = re.search(
+        r"a batch of about 2\^(\d+) tokens: is the declared one in tokens, and of all devices", found.fault
+    )
+    assert said is not None
+    assert int(said[1]) == pytest.approx(math.log2(really * planned.BATCH), abs=1)
+    assert not check(planned.run(share=0.2), plan).fault
+
+
+@pytest.mark.parametrize("octaves", [-2.0, -1.0, 1.0, 2.0])
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_a_rate_that_is_not_the_recorded_one_is_seen_in_the_norms(grown: Plan, octaves: float, share: float) -> None:
+    """The record says the planned rate; there are no bands, as for a run that is wider than the study's."""
+    run = rescaled(planned.run(planned.RATE * 2**octaves, share=share), -octaves)
+    assert run.rate == planned.RATE
+    found = check(run, grown)
+    assert found.shown is not None
+    assert found.shown.octaves == pytest.approx(octaves, abs=0.2)
+    assert found.shown.other
+    assert found.verdict == "off course"
+    assert "is the recorded rate that of the updates?" in found.reasons[1]
+    assert found.octaves is not None
+    assert found.octaves.octaves == pytest.approx(octaves, abs=0.3)
+    assert found.correction is not None
+    if found.correction.lr is not None:  # as the record counts rates
+        past, ahead = share * planned.TOKENS / planned.BATCH, (1 - share) * planned.TOKENS / planned.BATCH
+        path = 2**octaves * (planned.RATE * past + found.correction.lr * ahead)
+        assert planned.law(path) == pytest.approx(planned.law(planned.RATE * planned.TOKENS / planned.BATCH), abs=0.15)
+
+
+def test_healthy_runs_show_the_rate_that_is_recorded(grown: Plan) -> None:
+    shown = [
+        shown_rate(planned.run(seed=seed, share=share), grown.growth) for seed in range(10) for share in (0.05, 0.5)
+    ]
+    assert all(each is not None and not each.other and abs(each.octaves) < 0.25 for each in shown)
+
+
+def test_a_width_that_the_study_does_not_have_makes_the_shown_rate_uncertain(grown: Plan) -> None:
+    run = planned.run(share=0.2)
+    shown = [shown_rate(replace(run, width=width), grown.growth) for width in (16.0, 32.0, 64.0)]
+    half = [(each.high - each.low) / 2 for each in shown if each is not None]
+    assert half[1:] == pytest.approx([math.hypot(half[0], 1.645 * 0.5 * octaves) for octaves in (1, 2)], rel=0.2)
+
+
+def test_no_rate_is_shown_without_norms_or_growth(grown: Plan) -> None:
+    run = planned.run(share=0.1)
+    assert shown_rate(run, None) is None
+    assert shown_rate(run.until(0), grown.growth) is None
+    assert shown_rate(replace(run, optimizer="adam"), grown.growth) is None

@@ -18,7 +18,10 @@ from disco.guide._course import Course
 Array = NDArray[np.float64]
 
 LOSS = "loss"
-"""Quantity of a band of the loss; every other is a layer group."""
+"""Quantity of a band of the loss; every other but ``MOMENTUM`` is a layer group."""
+MOMENTUM = "momentum"
+"""That of a band of the momentum's size: the geometric mean over layer groups of ``Course.momenta``, since what changes
+the noise of gradients changes it in all of them."""
 NEAR = (2.5, 2.5)
 """Octaves of learning rate and of batch within which runs tell what is normal; they count by a normal density with 0.4
 of it as standard deviation."""
@@ -28,11 +31,13 @@ SPACING = 0.5
 """Octaves of path or tokens between points of a band."""
 ROUNDING = 0.007
 """Octaves, or nats: interpolation between points half an octave apart."""
-CHANCE = {"input": (0.2, 1.0), "hidden": (0.04, 1.0), "output": (0.035, 0.3), LOSS: (0.05, 0.0)}
+CHANCE = {"input": (0.2, 1.0), "hidden": (0.04, 1.0), "output": (0.035, 0.3), MOMENTUM: (0.1, 0.0), LOSS: (0.05, 0.0)}
 """Standard deviation between seeds once log2 norm has grown by so many octaves, in proportion before; of the loss in
 nats. As seen at widths 16 and 32 (docs/log.md): what a study of few seeds cannot tell itself, with the weight of
 ``PRIOR`` degrees of freedom."""
 PRIOR = 20.0
+ALARMS = 0.05
+"""Share of healthy runs that are called off the band at any time, at most."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class Band(Result):
     """What one run at the planned settings is expected to show; arrays over ``at``, ascending."""
 
     quantity: str
-    """"input", "hidden", "output": log2 of the group's norm over log2 path; "loss": nats over log2 tokens."""
+    """"input", "hidden", "output": log2 of the group's norm over log2 path; "momentum": log2 of its
+    size over log2 path; "loss": nats over log2 tokens."""
     at: tuple[float, ...]
     value: tuple[float, ...]
     sd: tuple[float, ...]
@@ -77,12 +83,17 @@ def bands(courses: Sequence[Course], batch: float, rate: float) -> tuple[Band, .
     """
     near = [each for each in courses if _distance(each, batch, rate).max(initial=0.0) <= 1.0]
     found = []
-    for quantity in ("input", "hidden", "output", LOSS):
+    for quantity in ("input", "hidden", "output", MOMENTUM, LOSS):
         lines = [(each, *_line(each, quantity)) for each in near]
         band = _band(quantity, [(c, x, y) for c, x, y in lines if len(x) > 1], batch, rate)
         if band is not None:
             found.append(band)
     return tuple(found)
+
+
+def named(quantity: str) -> str:
+    """A quantity in words: "loss", "momentum", "hidden norm"."""
+    return quantity if quantity in (LOSS, MOMENTUM) else f"{quantity} norm"
 
 
 def along(course: Course, quantity: str) -> tuple[Array, Array, Array]:
@@ -91,12 +102,18 @@ def along(course: Course, quantity: str) -> tuple[Array, Array, Array]:
         at, values = course.tokens, course.loss
     else:
         at = course.path
-        values = course.group_norm(quantity)
+        values = _size(course) if quantity == MOMENTUM else course.group_norm(quantity)
     good = np.isfinite(at) & np.isfinite(values) & (at > 0) & (course.tokens > 0)
     if quantity != LOSS:
         good &= values > 0
     y = values[good] if quantity == LOSS else np.log2(values[good])
     return course.tokens[good], np.log2(at[good]), y
+
+
+def _size(course: Course) -> Array:
+    if not course.momenta:
+        return np.full(len(course.tokens), math.nan)
+    return np.asarray(np.prod(list(course.momenta.values()), axis=0) ** (1 / len(course.momenta)))
 
 
 def _line(course: Course, quantity: str) -> tuple[Array, Array]:
@@ -169,11 +186,16 @@ def _expected(
     return float(solution[0]), sd, freedom, float(solution[-1]) if values[1] > 1 else math.nan
 
 
-def threshold(band: Band, quantities: int, freedom: Array, alarms: float) -> Array:
-    """Standard deviations beyond which a point is off the band, so that at most ``alarms`` of healthy runs ever are.
+def threshold(band: Band, quantities: int, freedom: Array) -> Array:
+    """Standard deviations beyond which a point is off the band, so that at most ``ALARMS`` of healthy runs ever are.
 
     Student's quantile for as many looks as there are octaves and quantities (Bonferroni): a run's deviation stays much
     the same over an octave.
     """
     looks = quantities * max(band.octaves, 1.0)
-    return np.asarray(stats.t.ppf(1 - alarms / looks / 2, np.maximum(freedom, 1.0)))
+    return np.asarray(stats.t.ppf(1 - ALARMS / looks / 2, np.maximum(freedom, 1.0)))
+
+
+def half_width(band: Band, quantities: int) -> Array:
+    """Half the width of a band at its points, of ``quantities`` that are looked at."""
+    return np.asarray(threshold(band, quantities, np.array(band.freedom)) * np.array(band.sd))

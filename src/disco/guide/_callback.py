@@ -77,7 +77,13 @@ class Watch:
         self._path, self._step, self._due = 0.0, 0, 0.0
 
     def __call__(
-        self, step: int, tokens: float, loss: float, norms: Norms | None = None, lr: float | None = None
+        self,
+        step: int,
+        tokens: float,
+        loss: float,
+        norms: Norms | None = None,
+        lr: float | None = None,
+        momenta: Norms | None = None,
     ) -> Check | None:
         """Takes a report; returns a check when one is due, or when the loss is not finite.
 
@@ -91,6 +97,8 @@ class Watch:
             norms: Layer group -> its norm, or its layers' norms, such as
                 ``{group: optimizer.norms(groups=[group]) for group in ("input", "hidden", "output")}``; None: not now.
             lr: Base learning rate of the steps since the last report; that of the schedule if not given.
+            momenta: Like ``norms``, of ``optimizer.norms("frobenius", "momentum", groups=[group])``: they show a batch
+                that is not the declared one.
         """
         if step <= self._step:
             self._back_to(step)
@@ -106,7 +114,9 @@ class Watch:
         if not due and step < self._kept(with_norms=bool(norms)) * 2**FINEST:
             return None
         point = {"step": float(step), "tokens": tokens, "loss": loss, "lr": lr, "path": self._path}
-        self._points.append(point | {f"norm/{group}": _largest(value) for group, value in (norms or {}).items()})
+        for name, values in (("norm", norms), ("momentum", momenta)):
+            point |= {f"{name}/{group}": _largest(value) for group, value in (values or {}).items()}
+        self._points.append(point)
         if not due:
             return None
         self._due = max(step, 1) * 2**self._every
@@ -119,11 +129,16 @@ class Watch:
         def column(name: str) -> np.ndarray:
             return np.array([point.get(name, math.nan) for point in self._points])
 
-        groups = dict.fromkeys(name for point in self._points for name in point if name.startswith("norm/"))
-        norms = {name.removeprefix("norm/"): column(name) for name in groups}
+        def by_group(prefix: str) -> dict[str, np.ndarray]:
+            names = dict.fromkeys(name for point in self._points for name in point if name.startswith(prefix))
+            return {name.removeprefix(prefix): column(name) for name in names}
+
+        norms, momenta = by_group("norm/"), by_group("momentum/")
         tokens, path, lr, loss = map(column, ("tokens", "path", "lr", "loss"))
         norm = norms.get("output", column("norm/output"))
-        return as_it_goes(replace(self._scheduled, tokens=tokens, path=path, lr=lr, norm=norm, loss=loss, norms=norms))
+        return as_it_goes(replace(
+            self._scheduled, tokens=tokens, path=path, lr=lr, norm=norm, loss=loss, norms=norms, momenta=momenta
+        ))  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint of the training loop should keep, in JSON types."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from disco.runs.imported import IMPORTED
 from disco.runs.reader import Run
-from disco.runs.schema import Metric, lr_key
+from disco.runs.schema import MOMENTUM, Metric, lr_key
 from disco.train import schedule
 
 Array = NDArray[np.float64]
@@ -46,6 +46,8 @@ class Course:
     """Nats; of training where it was logged."""
     norms: Mapping[str, Array] = field(default_factory=dict)
     """Layer group -> its own norm (``NORMS``), the largest of its layers'."""
+    momenta: Mapping[str, Array] = field(default_factory=dict)
+    """Layer group -> Frobenius norm of the momentum (without any, of the gradient), the largest of its layers'."""
     batch: float
     """Tokens per step."""
     rate: float
@@ -74,7 +76,8 @@ class Course:
         """What was known after so many tokens."""
         keep = self.tokens <= tokens * (1 + 1e-9)
         arrays = {name: getattr(self, name)[keep] for name in ("tokens", "path", "lr", "norm", "loss")}
-        return replace(self, **arrays, norms={group: values[keep] for group, values in self.norms.items()})
+        norms, momenta = ({group: y[keep] for group, y in each.items()} for each in (self.norms, self.momenta))
+        return replace(self, **arrays, norms=norms, momenta=momenta)
 
     def at_rate(self, rate: float) -> Course:
         """The same past, with another peak base rate from here on."""
@@ -139,9 +142,11 @@ def course(run: Run, family: str = "") -> Course:
     empty = np.full(len(tokens), math.nan)
     lr, path = _base_rate(run, ratios, empty), run.column(Metric.PATH)
     norms = {group: run.norm(group, name) for group, name in NORMS.items() if run.groups.get(group)}
+    momenta = {group: run.norm(group, *MOMENTUM) for group in norms}
     trained = run.column(Metric.LOSS_TRAIN)
     found = Course(
         tokens=tokens, path=path, lr=lr, norm=norms.get("output", empty), norms=norms,
+        momenta={group: values for group, values in momenta.items() if np.isfinite(values).any()},
         loss=trained if np.isfinite(trained).any() else run.column(Metric.LOSS_VALID),
         batch=float(config["batch"]), rate=float(optimizer["lr"]), horizon=float(config["horizon"]),
         momentum=_number(optimizer.get("momentum", missing)),

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from disco.fit import Result
-from disco.guide._bands import LOSS, Array, Band, along, threshold
+from disco.guide._bands import LOSS, MOMENTUM, Array, Band, along, threshold
 from disco.guide._course import Course
 from disco.runs.units import two_to
 
-ALARMS = 0.05
-"""Share of healthy runs that are called off the band at any time, at most."""
 EXPLAINS = 0.3
 """Share of the squared deviations that a pattern may leave unexplained, to be named."""
 TOLERANCE = 0.03
@@ -41,14 +39,14 @@ class Seen(Result):
     """One quantity of a run against its band, at the last point that the band reaches."""
 
     quantity: str
-    """A layer group, or "loss"."""
+    """A layer group, "momentum" or "loss"."""
     tokens: float
     value: float
     """log2 of the norm, or nats."""
     expected: float
     low: float
     high: float
-    """Ends of the band: beyond them is no healthy run of the study, but for ``ALARMS``."""
+    """Ends of the band: beyond them is no healthy run of the study, but for ``_bands.ALARMS``."""
 
     @property
     def outside(self) -> bool:
@@ -58,7 +56,7 @@ class Seen(Result):
 
 @dataclass(frozen=True)
 class _Line:
-    """A layer group's points against its band."""
+    """A layer group's points against its band, or those of the momentum."""
 
     group: str
     band: Band
@@ -71,12 +69,23 @@ class _Line:
     def off(self) -> Array:
         return self.y - self.expected
 
+    @property
+    def strays(self) -> float:
+        """Standard deviations off the band of late."""
+        return float(np.median(self.off[-LAST:] / self.sd[-LAST:]))
+
+    @property
+    def of_weights(self) -> bool:
+        return self.group != MOMENTUM
+
     def shifted(self, octaves: float) -> Array:
         """Deviations if the path were longer by so many octaves."""
         return np.asarray(_beyond(self.x + octaves, self.band) - self.expected)
 
     def decayed(self, each_step: float) -> Array:
         """Deviations if weights shrank by ``each_step`` per unit of path (lambda): what was added is worn off since."""
+        if not self.of_weights:
+            return np.zeros_like(self.x)
         logs = np.arange(self.band.at[0], self.band.at[-1], FINE)
         path, norm = 2.0**logs, 2.0 ** np.interp(logs, self.band.at, self.band.value)
         added = np.diff(norm, prepend=0.0)
@@ -99,15 +108,10 @@ def seen(course: Course, bands: Sequence[Band]) -> tuple[Seen, ...]:
         if not inside.size:
             continue
         at = int(inside[-1])
-        half = float(threshold(band, len(bands), freedom[at], ALARMS) * sd[at])
+        half = float(threshold(band, len(bands), freedom[at]) * sd[at])
         middle = float(expected[at])
         found.append(Seen(band.quantity, float(tokens[at]), float(y[at]), middle, middle - half, middle + half))
     return tuple(found)
-
-
-def half_width(band: Band, quantities: int) -> Array:
-    """Half the width of a band at its points, of ``quantities`` that are looked at."""
-    return np.asarray(threshold(band, quantities, np.array(band.freedom), ALARMS) * np.array(band.sd))
 
 
 def looks_like(course: Course, bands: Sequence[Band]) -> str:
@@ -134,8 +138,9 @@ def _lines(course: Course, band: Band) -> Iterator[_Line]:
 def _candidates(course: Course, lines: Sequence[_Line]) -> Iterator[tuple[float, str]]:
     """Share left unexplained and what speaks against a fault beforehand, and the fault in words."""
     factors = np.linspace(-4, 4, 161)
+    weights = [line for line in lines if line.of_weights]
     ratios = {line.group: course.ratios.get(line.group, 1.0) for line in lines}
-    for line in lines:
+    for line in weights:
 
         def alone(each: _Line, octaves: float, own: str = line.group) -> Array:
             return each.shifted(octaves) if each.group == own else np.zeros_like(each.x)
@@ -149,10 +154,13 @@ def _candidates(course: Course, lines: Sequence[_Line]) -> Iterator[tuple[float,
     left, decay = _fit(lines, 2.0 ** np.linspace(-12, 2, 113), lambda each, f: each.decayed(f * ratios[each.group]))
     declared = f", declared is {course.weight_decay:g}" if course.weight_decay else ""
     yield left, f"weights decay, as with a weight decay of {decay:.2g} more than the study's runs have{declared}"
+    if len(weights) < len(lines) and any(abs(line.strays) > CLEAR for line in weights):  # as by a batch they hardly do
+        left, octaves = _fit(lines, factors, lambda each, f: np.full_like(each.x, 0.0 if each.of_weights else f))
+        yield left, f"the momentum is {two_to(octaves, 1)} times as large: is its weight that of the old buffer?"
     if all(math.isfinite(value) for line in lines for value in line.band.of_batch):
         left, octaves = _fit(lines, np.linspace(-8, 8, 161), lambda each, f: each.batched(f))
         size = two_to(math.log2(course.batch) + octaves, 0)
-        yield left, f"as with a batch of about {size} tokens: is the declared batch in tokens?"
+        yield left, f"as with a batch of about {size} tokens: is the declared one in tokens, and of all devices?"
 
 
 def _fit(lines: Sequence[_Line], values: Array, pattern: Callable[[_Line, float], Array]) -> tuple[float, float]:
@@ -182,14 +190,14 @@ def _one_group(group: str, octaves: float, ratio: float) -> str:
 
 def _agreement(lines: Sequence[_Line]) -> str:
     """Groups the same way, by no simple pattern: steps agree more, or less, with those before than they should."""
-    clear = [float(np.median(line.off[-LAST:] / line.sd[-LAST:])) for line in lines]
-    least, most = min(clear), max(clear)
+    clear = [line.strays for line in lines if line.of_weights]
+    least, most = min(clear, default=0.0), max(clear, default=0.0)
     if most > CLEAR > -least:
         return "steps agree with one another more than they should: more momentum, or a larger batch, than declared"
     if -least > CLEAR > most:
         return "steps agree with one another less than they should: less momentum, or a smaller batch, than declared"
-    worst = max(zip(map(abs, clear), lines, strict=True), key=lambda pair: pair[0])[1]
-    return f"the {worst.group} group most; no pattern that is known"
+    worst = max(lines, key=lambda line: abs(line.strays))
+    return f"the {worst.group}{' group' if worst.of_weights else ''} most; no pattern that is known"
 
 
 def _beyond(x: Array, band: Band) -> Array:

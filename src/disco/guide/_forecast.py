@@ -138,15 +138,16 @@ def _grown(course: Course, tokens: float, growth: Growth) -> tuple[Forecast | No
     along = walk(course, tokens, growth.layer, growth.centre)
     if along is None:
         return None, "the learning rate is 0 from here on"
-    ((middle, sd, surprise),) = expectations([growth], [along])
-    if surprise > STRANGE:
-        return None, f"its norms are {math.sqrt(surprise):.1f} times as far from the study's growth as other runs' are"
-    half = NORMAL * sd * growth.widening(course.momentum) * math.sqrt(max(surprise, 1.0))
+    (found,) = expectations([growth], [along])
+    if found.surprise > STRANGE:
+        times = math.sqrt(found.surprise)
+        return None, f"its norms are {times:.1f} times as far from the study's growth as other runs' are"
+    half = NORMAL * found.sd * growth.widening(course.momentum) * math.sqrt(max(found.surprise, 1.0))
     strange = outside(course, growth)
     why = f"growth of {growth.runs} runs, from which runs left out were {growth.scatter:.2f} octaves off"
     if strange:
         why += f"; outside these runs: {', '.join(strange)}"
-    return Forecast(tokens, middle, middle - half, middle + half, "growth", why), ""
+    return Forecast(tokens, found.mean, found.mean - half, found.mean + half, "growth", why), ""
 
 
 def _nothing(tokens: float, why: str) -> Forecast:
@@ -160,7 +161,7 @@ def planned(course: Course, tokens: float, growth: Growth | None, rate: float) -
         return _nothing(tokens, why)
     fresh = replace(
         course, tokens=np.zeros(1), path=np.zeros(1), lr=np.full(1, math.nan), loss=np.full(1, math.nan),
-        norm=np.ones(1), norms={}, rate=rate,
+        norm=np.ones(1), norms={}, momenta={}, rate=rate,
     )  # fmt: skip
     found, why = _grown(fresh, tokens, growth)
     return found or _nothing(tokens, why)

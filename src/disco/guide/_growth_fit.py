@@ -275,8 +275,8 @@ def _left_out(fitted: Growth, study: _Study, solutions: Sequence[Solution]) -> t
     errors, sds = np.full((2, len(walks)), math.nan)
     use = [index for index, each in enumerate(walks) if each is not None]
     found = expectations([fits[index % len(fits)] for index in use], [each for each in walks if each is not None])
-    for index, (middle, sd, surprise) in zip(use, found, strict=True):
-        errors[index], sds[index] = middle - truth[index], sd * math.sqrt(max(surprise, 1.0))
+    for index, each in zip(use, found, strict=True):
+        errors[index], sds[index] = each.mean - truth[index], each.sd * math.sqrt(max(each.surprise, 1.0))
     return errors, sds
 
 

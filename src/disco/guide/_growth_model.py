@@ -88,11 +88,22 @@ class Growth(Result):
         return not self.reason
 
 
-def expectations(fits: Sequence[Growth], walks: Sequence[Walk]) -> list[tuple[float, float, float]]:
-    """log2 norm at the end of each walk given what was observed on it: mean, standard deviation, and surprise.
+@dataclass(frozen=True)
+class Expectation:
+    """Of the log2 norm at the end of a walk given what was observed on it."""
 
-    A run's deviation is conditioned on the observations through the law linearised about it (kriging); its surprise is
-    the mean squared distance of the observations from what the study expects, in units of its own spread: about 1.
+    mean: float
+    sd: float
+    surprise: float
+    """Mean squared distance of the observations from what the study expects, in units of its own spread: about 1."""
+    evidence: float
+    """Log likelihood of the observations, up to a constant."""
+
+
+def expectations(fits: Sequence[Growth], walks: Sequence[Walk]) -> list[Expectation]:
+    """What is to be expected at the end of each walk.
+
+    A run's deviation is conditioned on the observations through the law linearised about it (kriging).
 
     Args:
         fits: One for each walk, of the same knots and terms.
@@ -104,6 +115,7 @@ def expectations(fits: Sequence[Growth], walks: Sequence[Walk]) -> list[tuple[fl
     speeds = [np.zeros(len(each.z)) for each in walks]
     spreads: list[Array] = []
     surprises: list[float] = []
+    evidences: list[float] = []
     for step in range(3):
         tracks = track(walks, tables, speeds, knots)
         for r, (now, each, fit) in enumerate(zip(tracks, walks, fits, strict=True)):
@@ -115,17 +127,21 @@ def expectations(fits: Sequence[Growth], walks: Sequence[Walk]) -> list[tuple[fl
                 )
             at = now.gain[each.seen]
             off = each.observed - now.log2[each.seen] + at @ speeds[r]
-            solved = np.linalg.solve(at @ spreads[r] @ at.T + fit.deviation.noise**2 * np.eye(len(off)), off)
+            spread = at @ spreads[r] @ at.T + fit.deviation.noise**2 * np.eye(len(off))
+            solved = np.linalg.solve(spread, off)
             if step == 0:
                 surprises.append(float(off @ solved) / max(len(off), 1))
+                evidences.append(-0.5 * (float(off @ solved) + float(np.linalg.slogdet(spread)[1])))
             speeds[r] = spreads[r] @ at.T @ solved
     found = []
-    for now, each, fit, spread, surprise in zip(tracks, walks, fits, spreads, surprises, strict=True):
+    pairs = zip(tracks, walks, fits, spreads, surprises, evidences, strict=True)
+    for now, each, fit, spread, surprise, evidence in pairs:
         at, end = now.gain[each.seen], now.gain[-1]
         known = at @ spread @ at.T + fit.deviation.noise**2 * np.eye(len(at))
         shared = at @ spread @ end
         left = float(end @ spread @ end - shared @ np.linalg.solve(known, shared))
-        found.append((float(now.log2[-1]), math.sqrt(max(left, 0.0) + fit.deviation.noise**2), surprise))
+        sd = math.sqrt(max(left, 0.0) + fit.deviation.noise**2)
+        found.append(Expectation(float(now.log2[-1]), sd, surprise, evidence))
     return found
 
 

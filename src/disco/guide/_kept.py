@@ -22,6 +22,7 @@ THIN = 0.2
 """Octaves of tokens between the points of a course that a fit keeps."""
 DIGITS = 5
 _ARRAYS = ("tokens", "path", "lr", "norm", "loss")
+_GROUPS = ("norms", "momenta")
 
 
 def packed(course: Course) -> dict[str, Any]:
@@ -35,12 +36,13 @@ def packed(course: Course) -> dict[str, Any]:
     def numbers(values: Array) -> list[float | None]:
         return [float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None for value in values[kept].tolist()]
 
-    plain = {each.name: getattr(course, each.name) for each in fields(course) if each.name not in (*_ARRAYS, "norms")}
+    plain = {each.name: getattr(course, each.name) for each in fields(course) if each.name not in (*_ARRAYS, *_GROUPS)}
     single = {
         name: value if not isinstance(value, float) or math.isfinite(value) else None for name, value in plain.items()
     }
     groups = {group: numbers(values) for group, values in course.norms.items() if group != "output"}
-    return {**single, "ratios": dict(course.ratios), "norms": groups} | {
+    momenta = {group: numbers(values) for group, values in course.momenta.items()}
+    return {**single, "ratios": dict(course.ratios), "norms": groups, "momenta": momenta} | {
         name: numbers(values) if name != "tokens" else [int(value) for value in values[kept]]
         for name in _ARRAYS for values in [getattr(course, name)]
     }  # fmt: skip
@@ -55,8 +57,10 @@ def unpacked(values: Mapping[str, Any]) -> Course:
     known = {each.name: values[each.name] for each in fields(Course) if each.name in values}
     known = {name: math.nan if value is None else value for name, value in known.items()}
     arrays = {name: numbers(values[name]) for name in _ARRAYS}
-    norms = {group: numbers(column) for group, column in values["norms"].items()}
-    return Course(**{**known, **arrays, "norms": norms | {"output": arrays["norm"]}})
+    norms, momenta = (
+        {group: numbers(column) for group, column in values.get(name, {}).items()} for name in ("norms", "momenta")
+    )
+    return Course(**{**known, **arrays, "norms": norms | {"output": arrays["norm"]}, "momenta": momenta})
 
 
 def for_plans(runs: Sequence[Run]) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from typing import Literal
 import numpy as np
 
 from disco.fit import Prediction, Result
-from disco.guide._bands import LOSS
+from disco.guide._bands import LOSS, named
 from disco.guide._course import Course, stirring
 from disco.guide._estimates import NORMAL
 from disco.guide._faults import Seen, looks_like, seen
 from disco.guide._forecast import LEAST, Distance, Forecast, distance, forecast, planned, slope_of
 from disco.guide._plan import Plan
+from disco.guide._shown_rate import Shown, rescaled, shown_rate, widened
 from disco.runs.units import counted, power, two_to
 
 Verdict = Literal["on course", "off course", "cannot tell"]
@@ -75,6 +76,8 @@ class Check(Result):
     correction: Correction | None = None
     seen: tuple[Seen, ...] = ()
     """Every quantity against its band."""
+    shown: Shown | None = None
+    """The rate that the norms show over the recorded one, in octaves; None where the study's growth does not tell."""
     fault: str = ""
     """What the norms look like, if they are off the band."""
     ended: str = ""
@@ -85,7 +88,8 @@ def check(course: Course, plan: Plan, ended: str = "") -> Check:
     """Whether a run is on its course.
 
     Off course: it diverged, a layer group's norm is off the band of the study's runs, or its learning rate is wrong by
-    more than ``LINE`` octaves by the norm that it will end with. It cannot be told before the norm can be forecast, for
+    more than ``LINE`` octaves by the norm that it will end with. Where the norms show another rate than the recorded
+    one, that is taken to be the real one. It cannot be told before the norm can be forecast, for
     another optimizer than the study's, nor while the logged rates contradict the declared schedule.
 
     Args:
@@ -129,7 +133,13 @@ def _with_course(base: Check, course: Course, plan: Plan, faults: list[str], not
     if uncertain:
         why = f"the forecast does not hold: {uncertain}"
         return replace(base, verdict="off course" if faults else "cannot tell", reasons=(*faults, why, *notes))
-    ahead = forecast(course, course.horizon, plan.growth)
+    shown = shown_rate(course, plan.growth)
+    real, base = course, replace(base, shown=shown)
+    if shown is not None and shown.other:
+        real, notes = rescaled(course, shown.octaves), [_other_rate(course, shown), *notes]
+        ahead = widened(forecast(real, course.horizon, plan.growth), shown, real, plan.growth)
+    else:
+        ahead = forecast(course, course.horizon, plan.growth)
     known = ahead.source != "none" and math.isfinite(ahead.log2)
     target = base.target
     verdict: Verdict = "off course" if faults else "cannot tell"
@@ -162,8 +172,16 @@ def _with_course(base: Check, course: Course, plan: Plan, faults: list[str], not
     if base.target_by == "planned rate" and optimal and (optimal.low > target.high or optimal.high < target.low):
         notes.append(f"the fit's optimal norm is another than the planned one, {_power_range(optimal)}")
     if verdict == "off course" and not faults and course.last < course.horizon:
-        base = replace(base, correction=_correction(course, plan, target))
+        base = replace(base, correction=_correction(real, plan, target, course.rate / real.rate))
     return replace(base, verdict=verdict, reasons=(*faults, words, *notes))
+
+
+def _other_rate(course: Course, shown: Shown) -> str:
+    rates = [two_to(math.log2(course.rate) + octaves) for octaves in (shown.octaves, shown.low, shown.high)]
+    return (
+        f"the norms so far are those of a run at a rate of {rates[0]} ({rates[1]} to {rates[2]}), the record says "
+        f"{two_to(math.log2(course.rate))}: is the recorded rate that of the updates?"
+    )
 
 
 def _verdict(own: Distance) -> Verdict:
@@ -189,8 +207,12 @@ def _costed(base: Check, plan: Plan, away: Distance) -> Check:
     )
 
 
-def _correction(course: Course, plan: Plan, target: Prediction) -> Correction:
-    """The rate from now on at which the forecast ends at the target; by halving, since it rises with the rate."""
+def _correction(course: Course, plan: Plan, target: Prediction, recorded: float) -> Correction:
+    """The rate from now on at which the forecast ends at the target; by halving, since it rises with the rate.
+
+    Args:
+        recorded: what the record calls a rate of 1.
+    """
 
     def ends(octaves: float) -> float:
         return forecast(course.at_rate(course.rate * 2**octaves), course.horizon, plan.growth).log2 - target.log2
@@ -210,7 +232,7 @@ def _correction(course: Course, plan: Plan, target: Prediction) -> Correction:
     rate = course.rate * 2 ** ((low + high) / 2)
     walked = course.path_at(course.last) / course.path_at(course.horizon)
     return Correction(
-        rate, course.batch * course.rate / rate,
+        rate * recorded, course.batch * course.rate / rate,
         f"{two_to(math.log2(rate / course.rate))} times the present rate; {walked:.0%} of the planned path is walked",
     )  # fmt: skip
 
@@ -297,7 +319,7 @@ def _off_band(each: Seen) -> str:
     if each.quantity == LOSS:
         return f"the loss {each.value:.3f} is {side} the study's band, {each.low:.3f} to {each.high:.3f}"
     ends = f"{two_to(each.low)} to {two_to(each.high)}"
-    return f"the {each.quantity} norm {two_to(each.value)} is {side} the study's band, {ends}"
+    return f"the {named(each.quantity)} {two_to(each.value)} is {side} the study's band, {ends}"
 
 
 def _power_range(value: Prediction | Forecast) -> str:

@@ -9,9 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from disco.guide import Band, Check, Plan
-from disco.guide._bands import LOSS, along
+from disco.guide._bands import LOSS, along, half_width, named
 from disco.guide._course import Course
-from disco.guide._faults import half_width
 from disco.guide._forecast import Forecast, forecast
 from disco.report._style import ACCENT, INK, cell, log2, panels, powers, rounded, single
 from disco.report.watch_text import target_name
@@ -86,7 +85,7 @@ def against_bands(course: Course, bands: Sequence[Band]) -> go.Figure | None:
     shown = [band for band in bands if len(along(course, band.quantity)[0])]
     if not shown:
         return None
-    titles = ["loss (nats)" if band.quantity == LOSS else f"{band.quantity} norm" for band in shown]
+    titles = ["loss (nats)" if band.quantity == LOSS else named(band.quantity) for band in shown]
     figure = panels(titles, height=300, columns=2, shared=False)
     for panel, band in enumerate(shown):
         where = cell(panel, 2)

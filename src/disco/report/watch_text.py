@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from disco.guide import Check
-from disco.guide._bands import LOSS
+from disco.guide._bands import LOSS, named
 from disco.guide._faults import Seen
 from disco.report.text import wrapped
 from disco.runs.units import counted, power, two_to
@@ -47,9 +47,9 @@ def _far(check: Check) -> str:
 def _quantities(check: Check) -> Iterator[str]:
     seen = {each.quantity: each for each in check.seen}
     if LOSS not in seen and math.isfinite(check.loss):
-        yield f"  {'loss':14}{_loss(check.loss):>9}"
+        yield f"  {'loss':16}{_loss(check.loss):>9}"
     if "output" not in seen and math.isfinite(check.norm):
-        yield f"  {'output norm':14}{power(check.norm):>9}"
+        yield f"  {'output norm':16}{power(check.norm):>9}"
     for name, each in seen.items():
         yield _quantity(name, each)
 
@@ -57,8 +57,7 @@ def _quantities(check: Check) -> Iterator[str]:
 def _quantity(name: str, each: Seen) -> str:
     show = _loss if name == LOSS else two_to
     band = f"planned {show(each.expected)}, band {show(each.low)} .. {show(each.high)}"
-    label = name if name == LOSS else f"{name} norm"
-    return f"  {label:14}{show(each.value):>9}  {band}{'  OUTSIDE' if each.outside else ''}"
+    return f"  {named(name):16}{show(each.value):>9}  {band}{'  OUTSIDE' if each.outside else ''}"
 
 
 def _ahead(check: Check) -> Iterator[str]:
@@ -66,17 +65,17 @@ def _ahead(check: Check) -> Iterator[str]:
     if found is None:
         return
     ends = f"90%: {two_to(found.low)} .. {two_to(found.high)}"
-    yield f"  {'norm, end':14}{two_to(found.log2):>9}  {ends}, by {found.source}"
+    yield f"  {'norm, end':16}{two_to(found.log2):>9}  {ends}, by {found.source}"
     if check.target is not None:
         target = check.target
         ends = f"90%: {two_to(target.low)} .. {two_to(target.high)}"
-        yield f"  {target_name(check):14}{two_to(target.log2):>9}  {ends}, by the {check.target_by}"
+        yield f"  {target_name(check):16}{two_to(target.log2):>9}  {ends}, by the {check.target_by}"
     if check.octaves is not None:
         off = check.octaves
-        yield f"  {'rate off by':14}{off.octaves:>+9.2f}  90%: {off.low:+.2f} .. {off.high:+.2f} octaves"
+        yield f"  {'rate off by':16}{off.octaves:>+9.2f}  90%: {off.low:+.2f} .. {off.high:+.2f} octaves"
     if check.cost is not None and check.cost_interval is not None:
         low, high = check.cost_interval
-        yield f"  {'going on costs':14}{check.cost:>9.2g}  90%: {low:.2g} .. {high:.2g} nats ({check.rests_on})"
+        yield f"  {'going on costs':16}{check.cost:>9.2g}  90%: {low:.2g} .. {high:.2g} nats ({check.rests_on})"
     elif check.rests_on:
         yield wrapped(check.rests_on, "  ")
 

@@ -55,6 +55,11 @@ def lr_key(group: str) -> str:
     return f"{Metric.LR}{group}"
 
 
+MOMENTUM = ("frobenius", "momentum")
+"""The norm of the momentum (without any, of the gradient) that is logged after each step. It tells how noisy gradients
+are, and so how large batches really were: late in a run most of it is noise (McCandlish et al., arXiv:1812.06162)."""
+
+
 def norm_key(norm: str, layer: str, of: str = "weights") -> str:
     """``norm/<weights|updates|momentum>/<norm>/<layer>``.
 

@@ -132,6 +132,8 @@ class Program(Trainer):
         kept: dict[Tensor, nn.Parameter] = {}
         for name, old in list(self.model.named_parameters()):
             kept[old] = nn.Parameter(old.detach()[index])
+            if old.grad is not None:  # whose norms are logged
+                kept[old].grad = old.grad[index]
             _replace(self.model, name, kept[old])
             state = self.optimizer.state.pop(old)
             self.optimizer.state[kept[old]] = {

@@ -1,0 +1,105 @@
+"""The learning rate that a run's norms show, whatever its record says. No torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from disco.fit import Result
+from disco.guide._course import Course
+from disco.guide._estimates import NORMAL
+from disco.guide._forecast import Forecast, against, slope_of
+from disco.guide._growth_law import walk
+from disco.guide._growth_model import Expectation, Growth, expectations
+
+SPAN = 4.0
+"""Octaves around the recorded rate that are searched."""
+OTHER = 0.5
+"""Octaves beyond which the interval lies where the rate is clearly another than the recorded one."""
+WIDER = 0.5
+"""Standard deviation, in octaves for each octave of width beyond the study's runs, of the rate that such a run seems to
+have: runs twice as wide as a study grew as if at 0.4 octaves more (benchmarks/flags.md)."""
+GRID = (0.5, 0.0625)
+"""Octaves between the rates of the search, and of the closer one around its best."""
+
+
+@dataclass(frozen=True)
+class Shown(Result):
+    """log2 of the rate that a run's norms show over the recorded one, with its 90% interval."""
+
+    octaves: float
+    low: float
+    high: float
+
+    @property
+    def other(self) -> bool:
+        """Whether it is clearly another rate."""
+        return max(self.low, -self.high) > OTHER
+
+
+def shown_rate(course: Course, growth: Growth | None) -> Shown | None:
+    """The factor on all learning rates so far at which the norms are likeliest under a study's growth.
+
+    Norms grow with the path that was really walked, in every run of a study within a few percent, so a rate that is not
+    the recorded one shows long before the end. The interval is that of the likelihood's curvature at its maximum,
+    widened as the growth's own intervals are, and for a width that the study does not have.
+
+    Args:
+        course: The run so far.
+        growth: Of the study.
+
+    Returns:
+        None where the growth says nothing of the run, no norm was logged yet, or the maximum lies ``SPAN`` octaves off.
+    """
+    if growth is None or against(course, growth, growth.layer):
+        return None
+    best = 0.0
+    shifts = np.arange(-SPAN, SPAN + GRID[0] / 2, GRID[0])
+    for spacing in GRID:
+        shifts = shifts if spacing == GRID[0] else best + spacing * np.arange(-8, 9)
+        found = _expectations(course, shifts, growth)
+        if not found:
+            return None
+        evidence = np.array([each.evidence for each in found])
+        at = int(np.argmax(evidence))
+        if at in (0, len(shifts) - 1):
+            return None
+        best = float(shifts[at])
+    before, there, after = evidence[at - 1 : at + 2]
+    curvature = (2 * there - before - after) / spacing**2
+    if not curvature > 0:
+        return None
+    middle = best + (after - before) / (2 * curvature * spacing)
+    widening = growth.widening(course.momentum) * math.sqrt(max(found[at].surprise, 1.0))
+    half = NORMAL * math.hypot(widening / math.sqrt(curvature), WIDER * _wider(course, growth))
+    return Shown(float(middle), float(middle - half), float(middle + half))
+
+
+def _wider(course: Course, growth: Growth) -> float:
+    """Octaves of width from those of the study."""
+    low, high = growth.ranges["width"]
+    if not (course.width > 0 and low > 0):
+        return 0.0
+    return max(math.log2(low / course.width), math.log2(course.width / high), 0.0)
+
+
+def rescaled(course: Course, octaves: float) -> Course:
+    """The course with all its learning rates, past and to come, ``octaves`` higher."""
+    factor = 2.0**octaves
+    return replace(course, rate=course.rate * factor, lr=course.lr * factor, path=course.path * factor)
+
+
+def widened(found: Forecast, shown: Shown, course: Course, growth: Growth | None) -> Forecast:
+    """The forecast of a rescaled course, whose own rate is known as well as ``shown`` only."""
+    half = (shown.high - shown.low) / 2 * slope_of(course, found.tokens, growth)
+    half = math.hypot(half, (found.high - found.low) / 2)
+    return replace(found, low=found.log2 - half, high=found.log2 + half)
+
+
+def _expectations(course: Course, shifts: np.ndarray, growth: Growth) -> list[Expectation]:
+    """Of the norms so far, at each shift; nothing where no norm was logged after the first."""
+    walks = [walk(rescaled(course, float(u)), course.last, growth.layer, growth.centre) for u in shifts]
+    some = [each for each in walks if each is not None and len(each.seen)]
+    return expectations([growth] * len(some), some) if len(some) == len(walks) else []
