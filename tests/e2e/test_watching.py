@@ -120,7 +120,7 @@ def test_healthy_runs_of_other_seeds_are_not_flagged(trained: tuple[Path, tuple[
     assert [faults.first_off(each, expected) for each in healthy] == [math.inf] * len(healthy)
 
 
-@pytest.mark.parametrize("fault", ["momentum", "ratio", "shards"])
+@pytest.mark.parametrize("fault", ["momentum", "small batch", "ratio", "shards"])
 def test_norms_show_a_fault_in_half_the_tokens_that_the_loss_takes(
     trained: tuple[Path, tuple[Band, ...], list[Course]], fault: str
 ) -> None:
@@ -130,7 +130,14 @@ def test_norms_show_a_fault_in_half_the_tokens_that_the_loss_takes(
     assert 2 * faults.first_off(run, expected) <= min(faults.loss_off(run, healthy), run.last)
 
 
-@pytest.mark.parametrize(("fault", "words"), [("decay", "weights decay"), ("ratio", "its ratio 2^-3 were forgotten")])
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("decay", "weights decay"),
+        ("ratio", "its ratio 2^-3 were forgotten"),
+        ("small batch", "is the batch, or the weight of the momentum, another than declared?"),
+    ],
+)
 def test_a_fault_is_named(trained: tuple[Path, tuple[Band, ...], list[Course]], fault: str, words: str) -> None:
     folder, expected, _ = trained
     (run,) = faults.train(folder, [faults.planned(SIZE, 101)], fault)

@@ -22,6 +22,8 @@ SUBTLE, SUBTLE_COSTS = 0.5, 0.1
 the deviations that speaks against it."""
 FORGOTTEN = 1.0
 """Octaves within which a group's steps are off by its ratio: beyond the band's end they are known no better."""
+BATCHES = 5.0
+"""Octaves by which a batch is thought to be another than the declared one, at most."""
 SHARDS = 1.5
 """Octaves by which a normalisation per shard is thought to change the steps of matrices: the root of 8 shards."""
 LAST = 4
@@ -158,7 +160,7 @@ def _candidates(course: Course, lines: Sequence[_Line]) -> Iterator[tuple[float,
         left, octaves = _fit(lines, factors, lambda each, f: np.full_like(each.x, 0.0 if each.of_weights else f))
         yield left, f"the momentum is {two_to(octaves, 1)} times as large: is its weight that of the old buffer?"
     if all(math.isfinite(value) for line in lines for value in line.band.of_batch):
-        left, octaves = _fit(lines, np.linspace(-8, 8, 161), lambda each, f: each.batched(f))
+        left, octaves = _fit(lines, np.linspace(-BATCHES, BATCHES, 101), lambda each, f: each.batched(f))
         size = two_to(math.log2(course.batch) + octaves, 0)
         yield left, f"as with a batch of about {size} tokens: is the declared one in tokens, and of all devices?"
 
@@ -197,7 +199,9 @@ def _agreement(lines: Sequence[_Line]) -> str:
     if -least > CLEAR > most:
         return "steps agree with one another less than they should: less momentum, or a smaller batch, than declared"
     worst = max(lines, key=lambda line: abs(line.strays))
-    return f"the {worst.group}{' group' if worst.of_weights else ''} most; no pattern that is known"
+    if not worst.of_weights:
+        return "the momentum most: is the batch, or the weight of the momentum, another than declared?"
+    return f"the {worst.group} group most; no pattern that is known"
 
 
 def _beyond(x: Array, band: Band) -> Array:
