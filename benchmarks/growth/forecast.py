@@ -17,9 +17,9 @@ import numpy as np
 from benchmarks.growth.split import GOAL, SPLIT
 
 from disco.fit import BOOTSTRAPS, fit_table
-from disco.guide import Plan, plan
+from disco.guide import Check, Plan, check, plan
 from disco.guide._course import Course, course
-from disco.guide._forecast import distance, forecast, planned, slope_of
+from disco.guide._forecast import distance, forecast, slope_of
 from disco.guide._growth_fit import growth
 from disco.guide._growth_model import Growth
 from disco.guide._watch import LINE
@@ -58,7 +58,7 @@ class Alarm:
 
     fraction: float
     truth: float
-    by_growth: float
+    check: Check
     """Against the norm that a run at the planned rate ends with."""
     by_norm: float
     """Against the optimal norm of the plan."""
@@ -91,9 +91,8 @@ def alarms(run: Course, fitted: Growth, of: Plan) -> Iterable[Alarm]:
     for fraction in FRACTIONS:
         early = run.until(fraction * run.last)
         found, slope = forecast(early, run.last, fitted), slope_of(early, run.last, fitted)
-        aim = planned(run, run.last, fitted, of.lr.value)
-        by_growth = distance(found, aim.log2, 0.0, slope).octaves
-        yield Alarm(fraction, truth, by_growth, distance(found, math.log2(of.norm.value), 0.0, slope).octaves)
+        by_norm = distance(found, math.log2(of.norm.value), 0.0, slope).octaves
+        yield Alarm(fraction, truth, check(early, replace(of, growth=fitted)), by_norm)
 
 
 def main(folder: Path) -> None:
@@ -181,18 +180,22 @@ def alarm_table(told: Sequence[Alarm]) -> list[str]:
         "from", "wrong by an octave or more: n", "flagged", "by optimal norm", "within half an octave: n", "flagged",
         "by optimal norm", "error of the distance, median", "by optimal norm",
     ]  # fmt: skip
-    rows, ways = [names, ["---"] * len(names)], ("by_growth", "by_norm")
+    rows = [names, ["---"] * len(names)]
     for fraction in FRACTIONS:
         own = [alarm for alarm in told if alarm.fraction == fraction]
         cells = [f"{fraction:.0%}"]
         for group in ([a for a in own if abs(a.truth) >= 1], [a for a in own if abs(a.truth) <= 0.5]):
-            far = [[abs(getattr(alarm, name)) > LINE for alarm in group] for name in ways]
+            verdicts = [alarm.check.verdict == "off course" for alarm in group]
+            far = [verdicts, [abs(alarm.by_norm) > LINE for alarm in group]]
             cells += [f"{len(group)}", *(f"{np.mean(each):.0%}" if each else "" for each in far)]
-        off = [[abs(getattr(alarm, name) - alarm.truth) for alarm in own] for name in ways]
+        off = [
+            [abs(alarm.check.octaves.octaves - alarm.truth) for alarm in own if alarm.check.octaves],
+            [abs(alarm.by_norm - alarm.truth) for alarm in own],
+        ]
         rows.append([*cells, *(f"{np.median(each):.2f}" for each in off)])
     said = (
-        f"Flagged: more than {LINE} octaves of learning rate from the plan, by the forecast norm against that of a run "
-        "at the planned rate, and against the optimal norm of the plan."
+        "Flagged: called off course by `disco watch` against the norm of a run at the planned rate; and more than "
+        f"{LINE} octaves of learning rate from the plan by its optimal norm."
     )
     return [said, "", *map(_line, rows)]
 
