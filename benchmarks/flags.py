@@ -88,10 +88,11 @@ def row(found: Sequence[Look]) -> dict[str, str]:
         "between": [look for look in found if RIGHT < abs(look.truth) < WRONG],
     }
     for name, group in groups.items():
-        said = [look.check.verdict for look in group]
-        shares = [f"{np.mean([each == verdict for each in said]):.0%}" for verdict in ("off course", "cannot tell")]
+        right = [look.check.verdict == "off course" and look.off * look.truth > 0 for look in group]
+        unknown = [look.check.verdict == "cannot tell" for look in group]
+        shares = [f"{np.mean(each):.0%}" for each in (right, unknown)] if group else []
         cells[name] = f"{len(group)}"
-        cells[f"{name}: flagged / cannot tell"] = " / ".join(shares) if group else ""
+        cells[f"{name}: flagged / cannot tell"] = " / ".join(shares)
     errors = [abs(look.off - look.truth) for look in found if math.isfinite(look.off)]
     cells["distance: error, median octaves"] = f"{np.median(errors):.2f}" if errors else ""
     return cells

@@ -1,5 +1,5 @@
 """Which norms are logged: every layer's own, those of input and output that the paper compares, and the size of the
-momentum, which tells how noisy the gradients are. No I/O."""
+momentum. No I/O."""
 
 from __future__ import annotations
 
@@ -34,27 +34,32 @@ class Probe:
         optimizer: ``disco.Scion`` or any other with its ``norms`` method and ``group`` labels.
         extra: layer group -> names of norms to log beside the assigned ones.
         of: of what: "weights", "updates", "momentum".
+        size: whether the size of the momentum (``schema.MOMENTUM``) is logged too. It tells something where gradients
+            are neither clipped nor scaled.
     """
 
     def __init__(
-        self, optimizer: Measures, extra: Mapping[str, Sequence[str]] = EXTRA, of: Sequence[str] = ("weights",)
+        self,
+        optimizer: Measures,
+        extra: Mapping[str, Sequence[str]] = EXTRA,
+        of: Sequence[str] = ("weights",),
+        size: bool = False,
     ) -> None:
         self._optimizer = optimizer
-        self._extra = extra
-        self._of = of
+        self._asked = extra, of, size
 
     def measure(self) -> dict[str, float]:
         """Metric key -> norm, see ``disco.runs.schema.norm_key``."""
         result: dict[str, float] = {}
-        for which, of, label in _questions(self._optimizer, self._extra, self._of):
+        for which, of, label in _questions(self._optimizer, *self._asked):
             result |= _by_key(self._optimizer.norms(which, of, groups=[label]), which, of)
         return _without_idle(result)
 
 
 def measure_each(optimizer: Scion, extra: Mapping[str, Sequence[str]] = EXTRA) -> list[dict[str, float]]:
-    """What ``Probe(optimizer).measure()`` would give for each run of a cohort, whose parameters are [runs, ...]."""
+    """What ``Probe(optimizer, size=True).measure()`` gives, for each run of a cohort; parameters are [runs, ...]."""
     result: dict[str, list[float]] = {}
-    for which, of, label in _questions(optimizer, extra, ("weights",)):
+    for which, of, label in _questions(optimizer, extra, ("weights",), size=True):
         norms = optimizer.norms_each(which, of, groups=[label])
         result |= _by_key({name: values.tolist() for name, values in norms.items()}, which, of)
     lines = zip(*result.values(), strict=True)
@@ -82,7 +87,7 @@ def largest(line: Mapping[str, float], layers: Mapping[str, Sequence[str]]) -> d
 
 
 def _questions(
-    optimizer: Measures, extra: Mapping[str, Sequence[str]], quantities: Sequence[str]
+    optimizer: Measures, extra: Mapping[str, Sequence[str]], quantities: Sequence[str], size: bool
 ) -> Iterator[tuple[str, str, str]]:
     """(norm, of what, layer group) of everything that is logged."""
     for of in quantities:
@@ -90,7 +95,8 @@ def _questions(
             label, own = str(group["group"]), str(group["norm"])
             for which in (own, *extra.get(label, ())):
                 yield which, of, label
-    for label in dict.fromkeys(str(group["group"]) for group in optimizer.param_groups):
+    labels = dict.fromkeys(str(group["group"]) for group in optimizer.param_groups if size)
+    for label in labels:
         if label != "vector":
             yield *MOMENTUM, label
 

@@ -17,7 +17,6 @@ from records import config
 from disco.errors import UserError
 from disco.runs.schema import DATA
 from disco.sweep import places
-from disco.sweep.cohorts import memory_to_use
 from disco.sweep.engines._pool import Pool
 from disco.sweep.engines.local import Result, run_study
 from disco.sweep.places import Places, places_for
@@ -30,7 +29,11 @@ from disco.train.data import prepare
 from disco.train.gpus import Gpu, gpus
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
-TELLS = "import os, sys; sys.stdout.write('\"%s\"\\n' % os.environ['CUDA_VISIBLE_DEVICES']); sys.stdin.read()"
+TELLS = """
+import os, sys
+os.write(1, b'"%s"\\n' % os.environb[b"CUDA_VISIBLE_DEVICES"])
+sys.stdin.read()
+"""
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -70,6 +73,12 @@ def test_gpus_are_those_that_torch_finds(tmp_path: Path, monkeypatch: pytest.Mon
     assert gpus() == (Gpu("3", 100), Gpu("GPU-5f", 200))
 
 
+def test_a_gpu_that_cannot_be_used_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch_says(monkeypatch, tmp_path / "driver", stdout="a library says hello\n[100, null, 300]\n")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpus() == (Gpu("0", 100), Gpu("2", 300))
+
+
 def test_without_a_driver_nobody_asks_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = torch_says(monkeypatch, tmp_path / "driver", stdout="[100]")
     (tmp_path / "driver").unlink()
@@ -79,6 +88,9 @@ def test_without_a_driver_nobody_asks_torch(tmp_path: Path, monkeypatch: pytest.
 def test_a_torch_that_does_not_start_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch_says(monkeypatch, tmp_path / "driver", returncode=1, stderr="Traceback\nImportError: libcudart")
     with pytest.raises(UserError, match=r"what GPUs are here \(exit code 1\): ImportError: libcudart"):
+        gpus()
+    torch_says(monkeypatch, tmp_path / "driver", stdout="hello")
+    with pytest.raises(UserError, match=r"what GPUs are here \(exit code 0\): hello"):
         gpus()
 
 
@@ -94,12 +106,12 @@ def test_the_question_to_torch_itself() -> None:
 
 def test_a_worker_per_gpu_unless_all_runs_want_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "gpus", lambda: (Gpu("0", 2**34), Gpu("1", 2**33)))
-    assert places_for([on("cpu"), on("auto")]) == Places(2, 2**33, ("0", "1")), "half of the smaller one's memory each"
+    assert places_for([on("auto")]) == Places(2, 2**33, ("0", "1")), "half of the smaller one's memory each"
+    monkeypatch.setattr(places, "memory_to_use", lambda: 2**30)
+    assert places_for([on("cpu"), on("auto")]) == Places(2, 2**30, ("0", "1")), "some are on the CPU"
     assert places_for([on("cuda")], workers=4) == Places(4, 2**33, ("0", "1")), "two share a GPU"
     assert places_for([on("cuda")], workers=1) == Places(1, 2**32, ("0", "1"))
-    cores = places_for([on("cpu")])
-    assert (cores.workers, cores.gpus) == (CORES, ())
-    assert cores.memory == pytest.approx(memory_to_use(), rel=0.2)
+    assert places_for([on("cpu")]) == Places(CORES, 2**30, ())
     monkeypatch.setattr(places, "gpus", lambda: ())
     assert (places_for([on("auto")]).workers, places_for([on("auto")]).gpus) == (CORES, ())
     assert places_for([on("auto")], workers=3).workers == 3

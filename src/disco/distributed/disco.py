@@ -139,7 +139,7 @@ class Disco(NormOptimizer):
         for group, params in ready:
             if not params:
                 continue
-            gradients = [_local_gradient(param) for param in params]
+            gradients = [_local_like(param, cast(Tensor, param.grad)) for param in params]
             locals_ = [_local(param) for param in params]
             if group["weight_decay"]:
                 torch._foreach_mul_(locals_, 1 - float(group["lr"]) * group["weight_decay"])
@@ -353,7 +353,7 @@ class Disco(NormOptimizer):
             leaf = self._leaves[one.param]
             parts.append(
                 Part(
-                    _local(one.tensor),
+                    _local_like(one.param, one.tensor),
                     leaf.layout,
                     _rank(),
                     leaf.groups,
@@ -380,12 +380,11 @@ def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def _local_gradient(param: Tensor) -> Tensor:
-    """The gradient's shard, cut as the parameter is."""
-    gradient = cast(Tensor, param.grad)
-    if isinstance(param, DTensor) and isinstance(gradient, DTensor) and gradient.placements != param.placements:
-        gradient = gradient.redistribute(param.device_mesh, param.placements)
-    return _local(gradient)
+def _local_like(param: Tensor, tensor: Tensor) -> Tensor:
+    """The shard of its gradient, buffer or itself, cut as the parameter is."""
+    if isinstance(param, DTensor) and isinstance(tensor, DTensor) and tensor.placements != param.placements:
+        tensor = tensor.redistribute(param.device_mesh, param.placements)
+    return _local(tensor)
 
 
 def _wire_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:

@@ -111,9 +111,10 @@ def along(course: Course, quantity: str) -> tuple[Array, Array, Array]:
 
 
 def _size(course: Course) -> Array:
-    if not course.momenta:
-        return np.full(len(course.tokens), math.nan)
-    return np.asarray(np.prod(list(course.momenta.values()), axis=0) ** (1 / len(course.momenta)))
+    """Of the momentum; NaN where not all groups have one."""
+    nothing = np.full(len(course.tokens), math.nan)
+    sizes = [course.momenta.get(group, nothing) for group in ("input", "hidden", "output")]
+    return np.asarray(np.prod(sizes, axis=0) ** (1 / len(sizes)))
 
 
 def _line(course: Course, quantity: str) -> tuple[Array, Array]:

@@ -95,8 +95,14 @@ class _Line:
         worn = np.where(ago >= 0, np.exp(-each_step * np.maximum(ago, 0.0)), 0.0)
         return np.asarray(np.log2((worn @ added) / ((ago >= 0) @ added)))
 
+    @property
+    def knows_batch(self) -> bool:
+        return all(map(math.isfinite, self.band.of_batch))
+
     def batched(self, octaves: float) -> Array:
-        """Deviations if the batch were larger by so many octaves."""
+        """Deviations if the batch were larger by so many octaves; none where the study has one batch."""
+        if not self.knows_batch:
+            return np.zeros_like(self.x)
         return np.asarray(octaves * np.interp(self.x, self.band.at, self.band.of_batch))
 
 
@@ -159,7 +165,7 @@ def _candidates(course: Course, lines: Sequence[_Line]) -> Iterator[tuple[float,
     if len(weights) < len(lines) and any(abs(line.strays) > CLEAR for line in weights):  # as by a batch they hardly do
         left, octaves = _fit(lines, factors, lambda each, f: np.full_like(each.x, 0.0 if each.of_weights else f))
         yield left, f"the momentum is {two_to(octaves, 1)} times as large: is its weight that of the old buffer?"
-    if all(math.isfinite(value) for line in lines for value in line.band.of_batch):
+    if any(line.knows_batch for line in lines):
         left, octaves = _fit(lines, np.linspace(-BATCHES, BATCHES, 101), lambda each, f: each.batched(f))
         size = two_to(math.log2(course.batch) + octaves, 0)
         yield left, f"as with a batch of about {size} tokens: is the declared one in tokens, and of all devices?"

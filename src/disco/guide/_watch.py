@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from disco.fit import Prediction, Result
-from disco.guide._bands import LOSS, named
+from disco.guide._bands import LOSS, MOMENTUM, Band, named
 from disco.guide._course import Course, stirring
 from disco.guide._estimates import NORMAL
 from disco.guide._faults import Seen, looks_like, seen
@@ -111,7 +111,8 @@ def check(course: Course, plan: Plan, ended: str = "") -> Check:
     if tokens <= 0:
         return replace(base, reasons=("nothing has been logged yet",))
     notes = [*_declared(course, plan), *changed]
-    around = seen(course, plan.bands) if _comparable(course, plan) else ()
+    bands = _bands_for(course, plan)
+    around = seen(course, bands) if _comparable(course, plan) else ()
     if not plan.bands:
         notes.append("the plan has no courses of a study's runs, so faults are not looked for")
     elif not around:
@@ -119,7 +120,7 @@ def check(course: Course, plan: Plan, ended: str = "") -> Check:
     base = replace(base, seen=around)
     outside = [each for each in around if each.outside and each.quantity != LOSS]
     if outside:
-        fault = looks_like(course, plan.bands)
+        fault = looks_like(course, bands)
         base = replace(base, fault=fault)
         faults = [_off_band(each) for each in outside]
         return _with_course(base, course, plan, [f"{'; '.join(faults)}: {fault}"], notes)
@@ -136,7 +137,7 @@ def _with_course(base: Check, course: Course, plan: Plan, faults: list[str], not
     shown = shown_rate(course, plan.growth)
     real, base = course, replace(base, shown=shown)
     if shown is not None and shown.other:
-        real, notes = rescaled(course, shown.octaves), [_other_rate(course, shown), *notes]
+        real, notes = rescaled(course, shown.octaves), [*([] if faults else [_other_rate(course, shown)]), *notes]
         ahead = widened(forecast(real, course.horizon, plan.growth), shown, real, plan.growth)
     else:
         ahead = forecast(course, course.horizon, plan.growth)
@@ -179,7 +180,7 @@ def _with_course(base: Check, course: Course, plan: Plan, faults: list[str], not
 def _other_rate(course: Course, shown: Shown) -> str:
     rates = [two_to(math.log2(course.rate) + octaves) for octaves in (shown.octaves, shown.low, shown.high)]
     return (
-        f"the norms so far are those of a run at a rate of {rates[0]} ({rates[1]} to {rates[2]}), the record says "
+        f"the output norm so far is that of a run at a rate of {rates[0]} ({rates[1]} to {rates[2]}), the record says "
         f"{two_to(math.log2(course.rate))}: is the recorded rate that of the updates?"
     )
 
@@ -312,6 +313,13 @@ def _comparable(course: Course, plan: Plan) -> bool:
         return False
     pairs = ((course.batch, plan.batch.value), (course.rate, plan.lr.value))
     return all(_octaves(own, wanted) <= COMPARABLE for own, wanted in pairs)
+
+
+def _bands_for(course: Course, plan: Plan) -> tuple[Band, ...]:
+    """The plan's, without that of the momentum's size for a run of another momentum."""
+    swept = plan.settings.get("optimizer.momentum")
+    same = isinstance(swept, int | float) and math.isclose(swept, course.momentum)
+    return tuple(band for band in plan.bands if same or band.quantity != MOMENTUM)
 
 
 def _octaves(one: float, other: float) -> float:

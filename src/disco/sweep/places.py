@@ -27,12 +27,15 @@ def places_for(runs: Iterable[TrainConfig], workers: int | None = None) -> Place
     """Where ``workers`` processes train these runs.
 
     Args:
-        runs: those of the study; GPUs are used unless all of them want the CPU (``parallel.device``).
+        runs: those of the study; GPUs are used unless all of them want the CPU (``parallel.device``). Where only some
+            do, cohorts are for the smaller memory.
         workers: processes; by default one per GPU, or one per core that this process may use.
     """
-    found = gpus() if any(config.parallel.device != "cpu" for config in runs) else ()
+    on_cpu = {config.parallel.device == "cpu" for config in runs}
+    found = gpus() if False in on_cpu else ()
     if not found:
         return Places(workers or len(os.sched_getaffinity(0)), memory_to_use())
     workers = workers or len(found)
     each = SHARE * min(gpu.memory for gpu in found) / math.ceil(workers / len(found))
-    return Places(workers, int(workers * each), tuple(gpu.name for gpu in found))
+    memory = min(int(workers * each), memory_to_use()) if True in on_cpu else int(workers * each)
+    return Places(workers, memory, tuple(gpu.name for gpu in found))

@@ -12,13 +12,21 @@ from typing import NamedTuple
 
 from disco.errors import UserError
 
-DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-"""One of these files is there if torch may find a GPU: NVIDIA's driver, AMD's, or that of Linux within Windows."""
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
+"""One of these files is there if torch may find a GPU of NVIDIA: its driver's, or that of Linux within Windows."""
 
 QUESTION = """
 import json, torch
-print(json.dumps([torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]))
+
+def free(index):
+    try:
+        return torch.cuda.mem_get_info(index)[0]
+    except RuntimeError:  # full, or another process has it for itself
+        return None
+
+print(json.dumps([free(index) for index in range(torch.cuda.device_count())]))
 """
+"""The last line of the answer: bytes that are free on each GPU, null where it cannot be used."""
 
 
 class Gpu(NamedTuple):
@@ -32,18 +40,20 @@ class Gpu(NamedTuple):
 
 @cache
 def gpus() -> tuple[Gpu, ...]:
-    """The GPUs that torch finds, of those in ``CUDA_VISIBLE_DEVICES`` if it is set.
+    """The GPUs that torch can use, of those in ``CUDA_VISIBLE_DEVICES`` if it is set.
 
     Raises:
-        UserError: there is a driver, but torch does not start; with its last line.
+        UserError: there is a driver, but torch does not start or answer; with its last line.
     """
     if not any(Path(driver).exists() for driver in DRIVERS):
         return ()
     done = subprocess.run([sys.executable, "-c", QUESTION], capture_output=True, text=True)
-    if done.returncode:
-        why = (done.stderr.strip().splitlines() or [""])[-1]
-        raise UserError(f"torch cannot say what GPUs are here (exit code {done.returncode}): {why}")
-    free: list[int] = json.loads(done.stdout)
+    try:
+        free: list[int | None] = json.loads(done.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        why = ((done.stderr or done.stdout).strip().splitlines() or [""])[-1]
+        raise UserError(f"torch cannot say what GPUs are here (exit code {done.returncode}): {why}") from None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [str(index) for index in range(len(free))] if visible is None else visible.split(",")
-    return tuple(Gpu(name.strip(), memory) for name, memory in zip(names, free, strict=False))
+    pairs = zip(names, free, strict=False)
+    return tuple(Gpu(name.strip(), memory) for name, memory in pairs if memory is not None)

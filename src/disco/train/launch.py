@@ -154,7 +154,7 @@ class ShardedProgram(Trainer):
 
     def norms(self) -> list[dict[str, float]]:
         self.optimizer.measure_afresh()  # a run that is continued has no norms before
-        return [Probe(self.optimizer).measure()]
+        return [Probe(self.optimizer, size=True).measure()]
 
     @torch.no_grad()
     def valid_losses(self, tokens: Tensor, targets: Tensor) -> list[float]:
