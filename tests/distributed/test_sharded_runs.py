@@ -174,6 +174,22 @@ def test_many_processes_leave_the_record_of_one(world, runs, tmp_path, request, 
     assert_alike(lines(tmp_path, many), singles)
 
 
+@pytest.mark.parametrize("layout", ["tp-2", pytest.param("fsdp_tp-4", marks=pytest.mark.full)])
+def test_sizes_of_gradients_where_there_is_no_momentum(world, runs, tmp_path, layout):
+    """A gradient may be cut in another way than its parameter."""
+    chosen = config(runs, 4, optimizer=OptimizerConfig(lr=2**-5))
+    share(runs, tmp_path)
+    found, (single,) = (
+        lines(tmp_path, on_many(world, laid_out(chosen, **LAYOUTS[layout]), tmp_path)),
+        alone(runs, chosen, 0),
+    )
+    sizes = [key for key in found[1] if key.startswith("norm/momentum/frobenius/")]
+    assert len(sizes) == 2 + 2 * 7
+    for line, own in zip(found[1:], single[1:], strict=True):
+        assert {key: line[key] for key in sizes} == pytest.approx({key: own[key] for key in sizes}, rel=1e-3)
+    assert not any(key in found[0] for key in sizes), "before the first step there is none"
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("layout", ["ddp-2", "fsdp_tp-4"])
