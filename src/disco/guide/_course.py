@@ -64,6 +64,7 @@ class Course:
     """Fraction of the horizon, at its end, over which it falls linearly to 0."""
     width: float = math.nan
     depth: float = math.nan
+    vocab: float = math.nan
     optimizer: str = "scion"
     ratios: Mapping[str, float] = field(default_factory=dict)
     """Learning rate of a layer group over the base rate; 1 where not named."""
@@ -153,6 +154,7 @@ def course(run: Run, family: str = "") -> Course:
         weight_decay=_number(optimizer.get("weight_decay", missing)),
         warmup=_number(planned.get("warmup"), 0.0), decay=_number(planned.get("decay"), 0.0),
         width=_number(config["model"].get("width")), depth=_number(config["model"].get("depth")),
+        vocab=_number((config.get("data") or {}).get("vocab")),
         optimizer=str(optimizer["name"]), ratios=ratios, seed=int(config.get("seed") or 0), family=family,
     )  # fmt: skip
     if not np.isfinite(path).any() and len(tokens):

@@ -16,7 +16,7 @@ from disco.guide._own_course import own_course, own_slope
 from disco.runs.units import two_to
 
 MARGIN = 2.0
-"""Factor by which batch, rate and width may lie outside a study's before it is mentioned."""
+"""Factor by which batch, rate, width and vocabulary may lie outside a study's before it is mentioned."""
 STRANGE = 25.0
 """Mean squared distance of a run's norms from what the study expects, in its own units, from which the run is taken to
 grow by another law."""
@@ -123,10 +123,12 @@ def outside(course: Course, growth: Growth) -> tuple[str, ...]:
     """Settings of a run that the study's runs do not span, in words."""
     found = []
     rate = course.rate * course.ratios.get(growth.layer, 1.0)
-    for name, value in (("batch", course.batch), ("rate", rate), ("width", course.width)):
-        low, high = growth.ranges[name]
+    settings = {"batch": course.batch, "rate": rate, "width": course.width, "vocab": course.vocab}
+    for name, value in settings.items():
+        low, high = growth.ranges.get(name, (0.0, 0.0))
         if value > 0 and low > 0 and not low / MARGIN <= value <= high * MARGIN:
-            found.append(f"{'learning rate' if name == 'rate' else name} {two_to(math.log2(value))}")
+            called = {"rate": "learning rate", "vocab": "vocabulary"}.get(name, name)
+            found.append(f"{called} {two_to(math.log2(value))}")
     low, high = growth.ranges["momentum"]
     if not low - 1e-9 <= course.momentum <= high + 1e-9:
         found.append(f"momentum {course.momentum:g}")

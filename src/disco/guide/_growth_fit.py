@@ -40,6 +40,8 @@ ALLOWED = 0.95
 tells, such as the text, and the next run may not be."""
 LEAST_SCALE = 0.25
 LAYERS = ("output", "hidden", "input")
+SPANNED = ("batch", "momentum", "weight_decay", "width", "vocab")
+"""Settings of which a growth keeps the least and the largest."""
 BEYOND = 3
 """Octaves of norm beyond the largest seen for which the law has knots."""
 
@@ -303,12 +305,17 @@ def _one_optimizer(courses: Sequence[Course]) -> tuple[str, list[Course]]:
 
 def _centre(courses: Sequence[Course]) -> dict[str, float]:
     """Where covariates are 0: geometric means, and the most frequent momentum."""
-    widths = [course.width for course in courses if course.width > 0]
     return {
         "batch": float(np.exp(np.mean(np.log([averaged(course) for course in courses])))),
-        "width": float(np.exp(np.mean(np.log(widths)))) if widths else math.nan,
+        **{name: _mean([getattr(course, name) for course in courses]) for name in ("width", "vocab")},
         "momentum": Counter(course.momentum for course in courses).most_common(1)[0][0],
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Geometric, of what is known."""
+    known = [value for value in values if value > 0]
+    return float(np.exp(np.mean(np.log(known)))) if known else math.nan
 
 
 def _terms(members: Sequence[_Member]) -> tuple[str, ...]:
@@ -319,7 +326,7 @@ def _terms(members: Sequence[_Member]) -> tuple[str, ...]:
 
 def _ranges(members: Sequence[_Member]) -> dict[str, tuple[float, ...]]:
     courses = [member.course for member in members]
-    values = {name: [getattr(c, name) for c in courses] for name in ("batch", "momentum", "weight_decay", "width")}
+    values = {name: [getattr(c, name) for c in courses] for name in SPANNED}
     values["rate"] = [member.along.fastest for member in members]
     values["norm"] = [float(member.along.observed.max()) for member in members]
     return {name: (float(min(each)), float(max(each))) for name, each in values.items()}

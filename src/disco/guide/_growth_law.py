@@ -25,7 +25,7 @@ from disco.guide._course import Course
 
 Array = NDArray[np.float64]
 
-TERMS = ("norm", "rate", "batch", "momentum", "memory", "width")
+TERMS = ("norm", "rate", "batch", "momentum", "memory", "width", "vocab")
 """What f depends on: the norm itself, and covariates whose effect may vary with it."""
 BEND, LEVEL = 0.7, 3.0
 """Prior standard deviations of f: of its change of slope per octave of norm, and of its value around ``expected``."""
@@ -95,7 +95,7 @@ def walk(course: Course, tokens: float, layer: str, centre: Mapping[str, float])
         course: The run.
         tokens: Up to which.
         layer: Layer group.
-        centre: Where covariates are 0: "batch", "width", "momentum".
+        centre: Where covariates are 0: "batch", "width", "momentum", "vocab".
     """
     ratio = course.ratios.get(layer, 1.0)
     norm = course.group_norm(layer)
@@ -172,19 +172,23 @@ def covariates(course: Course, rates: Array, centre: Mapping[str, float]) -> Arr
     * batch: the noise of the averaged gradient, 1/sqrt(``averaged``), over that at the study's centre, less 1;
     * momentum: log2 of 1 / (1 - m), the steps that it remembers, over that at the centre;
     * memory: the path walked in these steps, m / (1 - m) rate;
-    * width: octaves from the centre.
+    * width, vocab: octaves from the centre; 0 where one of the two is not known.
     """
     m = course.momentum
-    width = math.log2(course.width / centre["width"]) if course.width > 0 and centre["width"] > 0 else 0.0
     values = (
         1.0,
         np.minimum(rates, COARSE),
         math.sqrt(centre["batch"] / averaged(course)) - 1,
         math.log2(1 - centre["momentum"]) - math.log2(1 - m),
         np.minimum(rates * m / (1 - m), 2 * COARSE),
-        width,
+        _octaves(course.width, centre["width"]),
+        _octaves(course.vocab, centre.get("vocab", math.nan)),
     )
     return np.stack([np.broadcast_to(value, rates.shape) for value in values], axis=1)
+
+
+def _octaves(value: float, centre: float) -> float:
+    return math.log2(value / centre) if value > 0 and centre > 0 else 0.0
 
 
 def track(walks: Sequence[Walk], tables: Sequence[Array], speeds: Sequence[Array], knots: Array) -> list[Track]:

@@ -48,7 +48,7 @@ class Growth(Result):
     layer: str
     optimizer: str
     centre: dict[str, float]
-    """Where covariates are 0: "batch", "width", "momentum"."""
+    """Where covariates are 0: "batch", "width", "momentum", "vocab"."""
     knots: tuple[float, ...] = ()
     """log2 norms."""
     terms: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Growth(Result):
     """Of the coefficients, flattened."""
     deviation: Deviation = field(default_factory=Deviation)
     ranges: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """Least and largest batch, rate of the layer, momentum, weight decay, width, and log2 norm of the runs."""
+    """Least and largest batch, rate of the layer, momentum, weight decay, width, vocab, and log2 norm of the runs."""
     runs: int = 0
     conditions: int = 0
     """Groups of runs that were left out together: alike but for rate and seed."""

@@ -19,8 +19,8 @@ SPAN = 4.0
 OTHER = 0.25
 """Octaves beyond which the interval lies where the rate is clearly another than the recorded one."""
 WIDER = 0.3
-"""Standard deviation, in octaves for each octave of width beyond the study's runs, of the rate that such a run seems to
-have: as 60 runs twice as wide as two studies had (docs/log.md)."""
+"""Standard deviation, in octaves for each octave of width (taken as much: of vocabulary) beyond the study's, of the rate
+that such a run seems to have: as 60 runs twice as wide as two studies had (docs/log.md)."""
 ODD = 6.0
 """Surprise from which the norms are those of no rate. In runs of another width than the study's it is 1 to 2."""
 APART = 1.0001 * RATIO
@@ -48,7 +48,7 @@ def shown_rate(course: Course, growth: Growth | None) -> Shown | None:
 
     Norms grow with the path that was really walked, in every run of a study within a few percent, so a rate that is not
     the recorded one shows long before the end. The interval is that of the likelihood's curvature at its maximum,
-    widened as the growth's own intervals are, and for a width that the study does not have.
+    widened as the growth's own intervals are, and for a width or vocabulary that the study does not have.
 
     Args:
         course: The run so far.
@@ -79,7 +79,7 @@ def shown_rate(course: Course, growth: Growth | None) -> Shown | None:
         return None
     middle = best + (after - before) / (2 * curvature * spacing)
     widening = growth.widening(course.momentum) * math.sqrt(max(surprise, 1.0))
-    half = NORMAL * math.hypot(widening / math.sqrt(curvature), WIDER * _wider(course, growth))
+    half = NORMAL * math.hypot(widening / math.sqrt(curvature), WIDER * _beyond(course, growth))
     return Shown(float(middle), float(middle - half), float(middle + half))
 
 
@@ -97,12 +97,14 @@ def _with_the_same_points(course: Course, growth: Growth) -> Course:
     return replace(course, norm=norm) if layer == "output" else replace(course, norms={**course.norms, layer: norm})
 
 
-def _wider(course: Course, growth: Growth) -> float:
-    """Octaves of width from those of the study."""
-    low, high = growth.ranges["width"]
-    if not (course.width > 0 and low > 0):
-        return 0.0
-    return max(math.log2(low / course.width), math.log2(course.width / high), 0.0)
+def _beyond(course: Course, growth: Growth) -> float:
+    """Octaves of width and of vocabulary from those of the study."""
+    found = 0.0
+    for name, value in (("width", course.width), ("vocab", course.vocab)):
+        low, high = growth.ranges.get(name, (0.0, 0.0))
+        if value > 0 and low > 0:
+            found += max(math.log2(low / value), math.log2(value / high), 0.0)
+    return found
 
 
 def rescaled(course: Course, octaves: float) -> Course:
