@@ -19,7 +19,7 @@ SPAN = 4.0
 OTHER = 0.25
 """Octaves beyond which the interval lies where the rate is clearly another than the recorded one."""
 WIDER = 0.3
-"""Standard deviation, in octaves for each octave of width (taken as much: of vocabulary) beyond the study's, of the rate
+"""Standard deviation, in octaves for each octave of width (taken as much: of vocabulary) beyond the study, of the rate
 that such a run seems to have: as 60 runs twice as wide as two studies had (docs/log.md)."""
 ODD = 6.0
 """Surprise from which the norms are those of no rate. In runs of another width than the study's it is 1 to 2."""
