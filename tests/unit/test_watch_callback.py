@@ -117,6 +117,9 @@ def test_watch_takes_the_momentum_too() -> None:
     for i, tokens in enumerate(run.tokens):
         norms, momenta = ({group: float(y[i]) for group, y in each.items()} for each in (run.norms, run.momenta))
         found = watch(int(tokens / planned.BATCH), float(tokens), float(run.loss[i]), norms, momenta=momenta)
-    assert watch.course.momenta["hidden"].tolist() == run.momenta["hidden"].tolist()
+    again = Watch(plan)
+    again.load_state_dict(json.loads(json.dumps(watch.state_dict())))
+    for each in (watch, again):
+        assert each.course.momenta["hidden"].tolist() == run.momenta["hidden"].tolist()
     assert found is not None
     assert "as with a batch of about" in found.fault
